@@ -1,0 +1,1 @@
+"""Kernels: one folder per operation, each with a plain-torch reference. Nothing here knows an engine."""
