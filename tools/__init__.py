@@ -1,0 +1,1 @@
+"""Set-up tools of the repository; not part of the installed package."""
