@@ -1,0 +1,1 @@
+"""Readers of head-class formats that other projects publish, one a file."""
