@@ -206,8 +206,8 @@ def install(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
-    folder: Path = parser.parse_args().folder.expanduser().absolute()
+    parser.add_argument("--model-folder", type=Path, default=default_folder(), help="default: %(default)s")
+    folder: Path = parser.parse_args().model_folder.expanduser().absolute()
     if folder.is_dir() and not problems(folder):
         print(f"model verified: {folder}")
         return

@@ -48,8 +48,8 @@ def problems(folder: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
-    folder: Path = parser.parse_args().folder.expanduser().absolute()
+    parser.add_argument("--model-folder", type=Path, default=default_folder(), help="default: %(default)s")
+    folder: Path = parser.parse_args().model_folder.expanduser().absolute()
     print(folder)
     if not folder.is_dir():
         print(f"{folder} does not exist yet: run `make setup`", file=sys.stderr)
