@@ -1,8 +1,8 @@
 """Fixtures that every test may use.
 
-vLLM on the CPU needs no environment variable here: size the KV cache with `kv_cache_memory_bytes` (not
-VLLM_CPU_KVCACHE_SPACE, which other tests of the process would inherit) and start engines with `enforce_eager=True`
-unless compilation is what is tested.
+vLLM on the CPU needs no environment variable here: size the KV cache with `kv_cache_memory_bytes`, not with
+VLLM_CPU_KVCACHE_SPACE, which other tests of the process would inherit, and start engines with `enforce_eager=True`
+unless compilation is what the test is about.
 """
 
 import os

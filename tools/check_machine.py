@@ -1,6 +1,6 @@
 """Refuse a machine that cannot hold the environment, before anything is installed.
 
-Runs under whatever interpreter the user named, so annotations are not evaluated: old ones must reach the message.
+Runs under whatever interpreter the user named: even an old one must get as far as the message.
 """
 
 from __future__ import annotations

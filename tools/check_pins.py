@@ -1,7 +1,7 @@
 """Check that every pinned distribution is installed whole, and reinstall those that are not.
 
-An installation that was interrupted can leave a package whose metadata is there and whose files are not; pip takes
-it for installed. Run by `make setup` in the new environment.
+An installation that was interrupted can leave a package's metadata without its files, and pip takes that for
+installed. Run by `make setup` in the new environment.
 """
 
 import argparse
