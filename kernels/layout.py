@@ -1,12 +1,12 @@
 """The page layout all kernels share, and the arrays that describe a layer's head segments.
 
-A *segment* is the stream of KV pages of one (layer, KV head). Every segment of every layer lives in one flat pool (the
-storage vLLM allocated), viewed as a 1-D tensor of the KV dtype. With all numbers in *elements*, not bytes:
+A *segment* is the stream of KV pages of one (layer, KV head). Every segment of every layer lives in one flat pool
+(the storage vLLM allocated), viewed as a 1-D tensor of the KV dtype. With all numbers in *elements*, not bytes:
 
     key of token slot t in page p of head h   : pool[base[h] + p * page_stride + t * token_stride + 0      .. + D)
-    value of the same slot                    : pool[base[h] + p * page_stride + t * token_stride + value_offset .. + D)
+    value of the same slot                    : the same + value_offset
 
-Pages interleave K and V per token, so token_stride = 2 * D and value_offset = D; kernels take the strides, not the rule.
+Pages interleave K and V per token, so token_stride = 2 * D and value_offset = D; kernels take the strides, not this.
 """
 
 from dataclasses import dataclass
@@ -40,3 +40,7 @@ class SegmentLayout:
     @property
     def num_kv_heads(self) -> int:
         return self.base.numel()
+
+
+HEAD_SIZES = (64, 80, 96, 128, 192, 256)
+"""Head sizes every kernel is built and tested for."""

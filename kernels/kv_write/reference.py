@@ -8,7 +8,7 @@ from vllm_redknot.kernels.layout import SegmentLayout
 def kv_write_reference(
     key: torch.Tensor, value: torch.Tensor, layout: SegmentLayout, slot_mappings: torch.Tensor
 ) -> None:
-    """Store row t of head h at slot ``slot_mappings[group[h], t]`` of the head's segment. Changes `layout.pool` in place.
+    """Store row t of head h at slot ``slot_mappings[group[h], t]`` of the head's segment, in `layout.pool`.
 
     Args:
         key: [T', H, D]; rows beyond T are padding and ignored.

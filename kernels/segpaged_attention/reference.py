@@ -24,7 +24,7 @@ def visible(query_pos: torch.Tensor, key_pos: torch.Tensor, window: int, sink: i
 def gather_head(
     layout: SegmentLayout, head: int, table: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [len(positions), D] of one KV head at absolute `positions`, through its page list `table` int32 [pages]."""
+    """K and V [len(positions), D] of one KV head at absolute `positions`, through its page list `table` [pages]."""
     page = table[positions // layout.page_size].long()
     row = layout.base[head] + page * layout.page_stride + (positions % layout.page_size) * layout.token_stride
     lane = torch.arange(layout.head_size, device=positions.device)

@@ -1,0 +1,43 @@
+"""Check a REDKNOT configuration in the process that the user looks at.
+
+What: after the platform has checked a `VllmConfig`, REDKNOT's own checks run, if REDKNOT is its attention backend.
+Why: vLLM offers plugins no hook on a finished configuration; without one a wrong head file or an unsupported feature
+would only surface as a traceback of the engine-core process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from vllm_redknot.patches.ledger import Patch
+
+
+def wrap(original: Callable[..., None]) -> Callable[..., None]:
+    """The original, then REDKNOT's checks."""
+
+    @functools.wraps(original)
+    def check_and_update_config(cls: type, vllm_config: Any) -> None:
+        original(cls, vllm_config)
+        from vllm_redknot.support import check_engine_config
+
+        check_engine_config(vllm_config)
+
+    return check_and_update_config
+
+
+def patch(platform_class: type) -> Patch:
+    """The patch for the current platform's class (the class that defines the method, its own or an ancestor's)."""
+    owner = next(base for base in platform_class.__mro__ if "check_and_update_config" in vars(base))
+    return Patch(
+        name="early_checks",
+        module=owner.__module__,
+        symbol=f"{owner.__name__}.check_and_update_config",
+        parameters=("cls", "vllm_config"),
+        wrap=wrap,
+        why="no plugin hook on a finished configuration",
+        versions="0.32, 0.33",
+        upstream="none",
+        removable_when="vLLM calls plugins with the finished VllmConfig",
+    )

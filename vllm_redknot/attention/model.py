@@ -1,0 +1,81 @@
+"""What all head segments of one loaded model share: head classes, group numbers, and the tables of the current step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.model_executor.models.utils import extract_layer_index
+
+from vllm_redknot.attention.step import StepTables
+from vllm_redknot.heads.profile import EVERYTHING, HeadVisibility
+from vllm_redknot.heads.tensor_parallel import per_rank
+from vllm_redknot.settings import settings_of
+from vllm_redknot.support import resolve_model_heads
+
+logger = init_logger("vllm.redknot")
+
+
+class SegmentedModel:
+    """One per loaded model and process. Attention layers, their companions and the metadata builders refer to it."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.settings = settings_of(vllm_config)
+        resolved = resolve_model_heads(vllm_config)
+        for warning in resolved.warnings:
+            logger.warning_once("REDKNOT: %s", warning)
+        sharded = per_rank(resolved.profile, vllm_config.parallel_config.tensor_parallel_size)
+        self.profile = sharded.profile
+        self.tables = StepTables(vllm_config)
+        self._group_of: dict[str, int] = {}
+        self._groups: list[tuple[str, ...]] = []
+        logger.info_once("REDKNOT: %s (%s)", resolved.profile.describe(), resolved.origin)
+        if sharded.promoted:
+            logger.info_once("REDKNOT: %s", sharded.describe())
+
+    def visibilities(
+        self, layer_name: str, num_kv_heads: int, sliding_window: int | None
+    ) -> list[HeadVisibility]:
+        """What each KV head of a layer on this rank may see. A layer with its own sliding window keeps that."""
+        if sliding_window is not None:
+            return [HeadVisibility(sliding_window, 0)] * num_kv_heads
+        if num_kv_heads != self.profile.num_kv_heads:
+            logger.warning(
+                "REDKNOT: %s has %d KV heads, the head classes have %d: all its heads are global",
+                layer_name,
+                num_kv_heads,
+                self.profile.num_kv_heads,
+            )
+            return [EVERYTHING] * num_kv_heads
+        layer = extract_layer_index(layer_name)
+        return [self.profile.visibility(layer, head) for head in range(num_kv_heads)]
+
+    def bind_group(self, names: Sequence[str]) -> int:
+        """Number of the KV-cache group that holds these segments; groups are numbered in the order they are bound.
+
+        vLLM binds all groups again when it allocates anew; a binding that contradicts an earlier one starts over.
+        """
+        members = tuple(names)
+        if members in self._groups:
+            return self._groups.index(members)
+        if any(name in self._group_of for name in members):
+            self._group_of.clear()
+            self._groups.clear()
+        self._groups.append(members)
+        self._group_of.update(dict.fromkeys(members, len(self._groups) - 1))
+        self.tables.set_groups(len(self._groups))
+        return len(self._groups) - 1
+
+    def group_of(self, name: str) -> int:
+        """The group a segment was bound to."""
+        return self._group_of[name]
+
+
+def find_model(context: Mapping[str, Any]) -> SegmentedModel | None:
+    """The state shared by the head segments of a forward context, if a layer of it has any."""
+    for layer in context.values():
+        model = getattr(layer, "model", None) or getattr(getattr(layer, "impl", None), "model", None)
+        if isinstance(model, SegmentedModel):
+            return model
+    return None
