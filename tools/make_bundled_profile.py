@@ -31,14 +31,14 @@ IDENTITY = ModelIdentity(
     rope_theta=100000.0,
 )
 NOTES = (
-    "Made from single needles of about 600 tokens, and no more than a start. Needle in 1.7K tokens: 6 of 6, as dense; in"
-    " 3.6K: 2 of 3 (dense 3 of 3). Four named passcodes in one text: 0 of 5 (dense 3 of 5). The same heads with window"
-    " 1024 find 3 of 3 at 3.6K."
+    "Made from single needles of about 600 tokens, and no more than a start. Needle in 1.7K tokens: 6 of 6, as"
+    " dense; in 3.6K: 2 of 3 (dense 3 of 3). Four named passcodes in one text: 0 of 5 (dense 3 of 5). The same"
+    " heads with window 1024 find 3 of 3 at 3.6K."
 )
 
 
 def make_profile(document: dict[str, Any]) -> HeadProfile:
-    """The GLOBAL_HEADS heads of highest `score` [L][H] global, ties to the lower layer and head; the others local."""
+    """The GLOBAL_HEADS heads of highest `score` [L][H] are global (ties: the earlier head), the others local."""
     scores: list[list[float]] = document["score"]
     places = [(layer, head) for layer, row in enumerate(scores) for head in range(len(row))]
     best = set(sorted(places, key=lambda place: (-scores[place[0]][place[1]], place))[:GLOBAL_HEADS])

@@ -49,11 +49,12 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
     """A JSON object without duplicate keys, NaN or infinity, at most MAX_DEPTH deep. Raises HeadFileError."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
-            keys = [key for key, _ in items]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise HeadFileError(path, f"key {twice!a}", "appears twice in one object", "Keep one of them.")
+        result: dict[str, Any] = {}
+        for key, value in items:
+            if key in result:
+                place = f"key {shown(key)}"
+                raise HeadFileError(path, place, "appears twice in one object", "Keep one of them.")
+            result[key] = value
         return result
 
     def number(literal: str) -> float:

@@ -50,11 +50,14 @@ def load_profile(path: Path | str, duo_threshold: float = 0.5) -> HeadProfile:
 
 
 def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
     inside = path / duo_attention.TSV_NAME
-    if inside.is_file():
-        return inside
+    try:
+        if not path.is_dir():
+            return path
+        if inside.is_file():
+            return inside
+    except OSError as error:
+        raise HeadFileError(path, "the path", str(error.strerror), "Check that it can be read.") from error
     problem = f"is a folder without {duo_attention.TSV_NAME}"
     raise HeadFileError(path, "the path", problem, "Give the path of a head-class file.")
 

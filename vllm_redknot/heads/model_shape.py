@@ -1,9 +1,7 @@
 """The part of a model's shape that head classes depend on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vllm_redknot.heads.errors import HeadFitError
 from vllm_redknot.heads.profile import HeadKind, HeadProfile, ModelIdentity
@@ -28,27 +26,6 @@ class ModelShape:
     attention_layer_ids: tuple[int, ...] | None = None
     intermediate_size: int | None = None
     rope_theta: float | None = None
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], model_dir: Path | None = None) -> "ModelShape":
-        """From a Hugging Face config as a dict (`PretrainedConfig.to_dict()` or config.json), GQA models.
-
-        Raises KeyError for a missing count.
-        """
-        config = config.get("text_config") or config
-        heads = config["num_attention_heads"]
-        return cls(
-            num_layers=config["num_hidden_layers"],
-            num_kv_heads=config.get("num_key_value_heads") or heads,
-            num_attention_heads=heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            hidden_size=config["hidden_size"],
-            vocab_size=config["vocab_size"],
-            model_type=config["model_type"],
-            model_dir=model_dir,
-            intermediate_size=config.get("intermediate_size"),
-            rope_theta=_rope_theta(config),
-        )
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
@@ -99,12 +76,6 @@ class ModelShape:
             getattr(identity, key) is not None and getattr(identity, key) == getattr(self, key)
             for key in keys
         )
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float | None:
-    nested = config.get("rope_parameters")
-    theta = config.get("rope_theta", nested.get("rope_theta") if isinstance(nested, Mapping) else None)
-    return None if theta is None else float(theta)
 
 
 def _ranges(ids: tuple[int, ...]) -> str:

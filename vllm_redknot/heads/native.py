@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from vllm_redknot.heads.documents import shown
+from vllm_redknot.heads.documents import is_integer, shown
 from vllm_redknot.heads.errors import HeadFileError
 from vllm_redknot.heads.profile import (
     MAX_HEADS,
@@ -95,8 +95,9 @@ def matches(document: Mapping[str, Any]) -> bool:
 
 def read(path: Path, document: Mapping[str, Any]) -> HeadProfile:
     """Raises HeadFileError, naming the place by its path in the document."""
-    if document.get("version") != VERSION:
-        problem = f"is {shown(document.get('version'))}"
+    version = document.get("version")
+    if not is_integer(version) or version != VERSION:
+        problem = f"is {shown(version)}"
         raise HeadFileError(path, "key 'version'", problem, f"This release reads version {VERSION}.")
     try:
         file = NativeFile.model_validate(document)
@@ -105,6 +106,7 @@ def read(path: Path, document: Mapping[str, Any]) -> HeadProfile:
         problem = f"is {shown(first['input'])}: {first['msg']}"
         remedy = "See docs/head_profile.schema.json."
         raise HeadFileError(path, _place(first["loc"]), problem, remedy) from error
+    _check_identity(path, file)
     return HeadProfile(
         classes=tuple(tuple(HeadClass(name) for name in row.classes) for row in file.layers),
         window=tuple(_windows(path, row, file.defaults) for row in file.layers),
@@ -117,6 +119,18 @@ def read(path: Path, document: Mapping[str, Any]) -> HeadProfile:
         source_format=f"native version {VERSION}",
         sections=file.sections,
     )
+
+
+def _check_identity(path: Path, file: NativeFile) -> None:
+    columns, last = len(file.layers[0].classes), file.layers[-1].layer
+    key = "num_kv_heads" if file.heads == "kv" else "num_attention_heads"
+    stated = getattr(file.model, key)
+    if stated not in (None, columns):
+        problem = f"is {stated}, but layer {file.layers[0].layer} has {columns} heads"
+        raise HeadFileError(path, f"key model.{key}", problem, "Make them agree.")
+    if file.model.num_layers is not None and last >= file.model.num_layers:
+        problem = f"is {file.model.num_layers}, but there is a layer {last}"
+        raise HeadFileError(path, "key model.num_layers", problem, "Make them agree.")
 
 
 def _windows(path: Path, row: LayerRow, defaults: Defaults) -> tuple[int | None, ...]:
@@ -157,7 +171,7 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 
 def dumps(profile: HeadProfile) -> str:
-    """The file's text: keys in one order, a line a layer, so that two profiles differ where their heads do."""
+    """The file's text: keys in one order, a line a layer, so that a diff shows the heads that differ."""
     windows = Counter(window for row in profile.window for window in row if window is not None)
     sinks = Counter(sink for row in profile.sink for sink in row)
     defaults: dict[str, JsonValue] = {"sink": _commonest(sinks)}

@@ -45,7 +45,8 @@ def _find(config: RedknotConfig, model: ModelShape) -> ResolvedHeads:
     if config.heads is not None:
         return _from_file(Path(config.heads).expanduser(), "the setting `heads`", config, model)
     beside = None if model.model_dir is None else model.model_dir / BESIDE_MODEL
-    if beside is not None and beside.exists():
+    # A dangling link is an error to report, not a file to overlook.
+    if beside is not None and (beside.exists() or beside.is_symlink()):
         return _from_file(beside, "beside the model", config, model)
     return _bundled(model) or ResolvedHeads(
         _all_global(model),

@@ -1,7 +1,7 @@
 """Head classes under tensor parallelism: one profile all ranks can report.
 
-vLLM asks every rank for the spec of each layer name and takes them to be equal, but head i of rank 0 and head i of rank 1 are
-different heads. So a local index sees what the widest of its heads sees.
+vLLM asks every rank for the spec of each layer name and takes them to be equal, but head i of rank 0 and
+head i of rank 1 are different heads. So a local index sees what the widest of its heads sees.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from vllm_redknot.heads.profile import HeadClass, HeadProfile
 
 
 class RankHeads(NamedTuple):
-    """`profile` has the heads of one rank, the same for all; the counts are over all ranks, dense prefix left out."""
+    """The heads of one rank, the same for all. Counts are over all ranks and leave out the dense prefix."""
 
     profile: HeadProfile
     promoted: int  # local heads that see everything because a head of another rank does
@@ -25,8 +25,8 @@ class RankHeads(NamedTuple):
 def per_rank(profile: HeadProfile, tp_size: int) -> RankHeads:
     """The profile of a rank of `tp_size`, windows and sinks the largest over the heads of a local index.
 
-    H % tp_size == 0: rank r has heads [r * H / tp_size, (r + 1) * H / tp_size). tp_size % H == 0: every rank has one
-    head, r * H // tp_size. Anything else raises HeadFitError.
+    H % tp_size == 0: rank r has heads [r * H / tp_size, (r + 1) * H / tp_size). tp_size % H == 0: every rank
+    has one head, r * H // tp_size. Anything else raises HeadFitError.
     """
     total = profile.num_kv_heads
     if tp_size < 1 or (total % tp_size and tp_size % total):

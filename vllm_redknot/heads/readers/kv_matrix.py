@@ -79,7 +79,8 @@ def _warnings(
     shape = (len(classes), len(classes[0]))
     places = {(row, head) for row in range(shape[0]) for head in range(shape[1])}
     global_places = {(row, head) for row, head in places if classes[row][head] is HeadClass.GLOBAL}
-    if 1 < len(global_places) < len(places) and global_places == drawn_positions(*shape, len(global_places)):
+    # Fewer than three places can coincide with the draw by chance.
+    if 2 < len(global_places) < len(places) and global_places == drawn_positions(*shape, len(global_places)):
         warnings.append(RANDOM_WARNING)
     unset = sum(classes[r][h] is HeadClass.LOCAL and distance[r][h] <= 0 for r, h in places)
     if unset:
