@@ -196,4 +196,4 @@ def test_the_cache_folder_follows_the_xdg_standard(environ: dict[str, str], expe
 def test_a_config_cannot_be_changed() -> None:
     config = from_section({})
     with pytest.raises(ValueError, match="frozen"):
-        config.window = 3  # type: ignore[misc]
+        config.window = 3

@@ -188,30 +188,33 @@ def test_a_mutated_file_is_read_or_refused_but_never_crashes(
         except BaseException as error:
             raise AssertionError(f"seed {seed} case {case}: {content!r}") from error
     # Both happen, or the test tests nothing.
-    assert min(outcomes.values()) >= FUZZ_CASES // 50, outcomes
+    assert min(outcomes.values()) >= FUZZ_CASES // 20, outcomes
 
 
 SPLICES = (
-    b"null",
-    b"true",
-    b"-1",
-    b"1e400",
-    b"NaN",
-    b'"x"',
-    b"[]",
-    b"{}",
-    b"[[]]",
-    b"99999999999999999999",
-    b"0.5",
+    *(
+        b"null",
+        b"true",
+        b"-1",
+        b"1e400",
+        b"NaN",
+        b'"x"',
+        b"[]",
+        b"{}",
+        b"[[]]",
+        b"99999999999999999999",
+        b"0.5",
+    ),
+    *(b"0", b"1", b"2", b'"global"', b'"local"'),
 )
 
 
 def mutated(draw: random.Random, content: bytes) -> bytes:
     """One or two of: cut short, flip a byte, delete or double a span, put another JSON value in place of one."""
-    for _ in range(draw.randint(1, 2)):
+    for _ in range(draw.choice((1, 1, 2))):
         start = draw.randrange(len(content) or 1)
         stop = min(len(content), start + draw.randint(1, 12))
-        kind = draw.randrange(8)
+        kind = draw.randrange(12)
         if kind == 0:
             content = content[:start]
         elif kind == 1:

@@ -141,3 +141,11 @@ def test_a_broken_native_file_is_refused_with_file_and_place(
         load_profile(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_the_example_in_the_documentation_is_valid(repo_root: Path, write_file: WriteFile) -> None:
+    text = (repo_root / "docs" / "head_classes.md").read_text()
+    example = text.split("```json\n")[1].split("```")[0]
+    profile = load_profile(write_file(example))
+    assert profile.window == ((256, 256, 256), (1024, 256, None))
+    assert profile.sink == ((4, 4, 4), (0, 4, 4))
