@@ -1,0 +1,20 @@
+// AVX2, FMA and F16C: fp32 arithmetic, 6 x 2 accumulators in 16 registers.
+#include <immintrin.h>
+
+#include "item.h"
+
+namespace segpaged {
+namespace {
+#include "lanes.h"
+#include "multiply.h"
+#include "math_fp32.h"
+#include "attend.h"
+#include "variant_table.h"
+
+template <class Storage>
+using Fp32 = Fp32Math<8, 2, 6, Storage>;
+using Functions = Table<Fp32<Bf16>, Fp32<Fp16>, Fp32<float>>;
+}  // namespace
+
+const Variant kAvx2 = {"avx2", Functions::bytes, Functions::run, Functions::narrow, Functions::exp2};
+}  // namespace segpaged
