@@ -69,12 +69,13 @@ def needle_prompt(model_folder: Path, num_tokens: int, depth: float, seed: int) 
 
     room = num_tokens - count(f"{needle}\n\nThe secret passcode is")
     chosen: list[str] = []
-    used = 0
+    used = before = 0
     for i in range(len(sentences)):
         sentence = sentences[(start + i) % len(sentences)]
         used += count(f" {sentence}")
         if used > room:
             break
         chosen.append(sentence)
-    chosen.insert(round(depth * len(chosen)), needle)
+        before += used <= depth * room
+    chosen.insert(before if depth < 1 else len(chosen), needle)
     return NeedlePrompt(" ".join(chosen), passcode)
