@@ -1,0 +1,1 @@
+"""Texts, tasks and scores that tell what an approximation costs."""

