@@ -14,6 +14,10 @@ from typing import Any
 from vllm_redknot.patches.ledger import Patch
 
 
+class StartRefusedError(RuntimeError):
+    """REDKNOT cannot serve this configuration; the message says why and what to change."""
+
+
 def wrap(original: Callable[..., None]) -> Callable[..., None]:
     """The original, then REDKNOT's checks."""
 
@@ -22,7 +26,11 @@ def wrap(original: Callable[..., None]) -> Callable[..., None]:
         original(cls, vllm_config)
         from vllm_redknot.support import check_engine_config
 
-        check_engine_config(vllm_config)
+        try:
+            check_engine_config(vllm_config)
+        except ValueError as error:
+            # Pydantic would bury a ValueError of this call in a dump of the whole configuration.
+            raise StartRefusedError(str(error)) from error
 
     return check_and_update_config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 
 SUPPORTED_VLLM = ("0.32", "0.33")
 """vLLM releases (major.minor) whose interfaces were checked; docs/compatibility.md has the result."""
@@ -10,11 +11,12 @@ SUPPORTED_VLLM = ("0.32", "0.33")
 logger = logging.getLogger("vllm.redknot")
 
 
+@lru_cache
 def register() -> None:
     """Make REDKNOT available. vLLM calls this in every process it starts: API server, engine core, workers, registry.
 
-    Idempotent and cheap. What it changes is inert until REDKNOT is chosen with --attention-backend. A failure is logged
-    once and leaves vLLM as it was but for inert patches.
+    Cheap, and done once per process, failure included. What it changes is inert until REDKNOT is chosen with
+    --attention-backend. A failure is logged and leaves vLLM as it was but for inert patches.
     """
     try:
         if (version := vllm_version()) and not is_supported(version):

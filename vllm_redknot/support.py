@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from vllm.logger import init_logger
 from vllm_redknot.config import SECTION
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.resolve import ResolvedHeads, resolve_heads
-from vllm_redknot.settings import is_requested, settings_of
+from vllm_redknot.heads.tensor_parallel import per_rank
+from vllm_redknot.refusals import Refusal, refusals, refusals_of_local_heads
+from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
 logger = init_logger("vllm.redknot")
 
@@ -28,7 +31,8 @@ def check_engine_config(vllm_config: Any) -> None:
     Raises:
         UnsupportedError: A feature REDKNOT does not serve.
         RedknotConfigError: A wrong setting.
-        HeadFileError, HeadFitError: A head file that cannot be read or does not fit the model.
+        HeadFileError, HeadFitError: A head file that cannot be read or does not fit the model or its tensor
+            parallelism.
     """
     if vllm_config.model_config is None:
         return
@@ -40,30 +44,18 @@ def check_engine_config(vllm_config: Any) -> None:
                 " effect. Add --attention-backend REDKNOT."
             )
         return
-    if refused := unsupported_features(vllm_config):
+    _refuse(refusals(vllm_config))
+    profile = resolve_model_heads(vllm_config).profile
+    rank = per_rank(profile, vllm_config.parallel_config.tensor_parallel_size).profile
+    if not rank.is_all_global:
+        _refuse(refusals_of_local_heads(vllm_config))
+
+
+def _refuse(found: Sequence[Refusal]) -> None:
+    if found:
         raise UnsupportedError(
-            f"REDKNOT does not serve {'; '.join(refused)}. Choose another --attention-backend."
+            f"REDKNOT does not serve {'; '.join(map(str, found))}. Or leave out --attention-backend {BACKEND_NAME}."
         )
-    resolve_model_heads(vllm_config)
-
-
-def unsupported_features(vllm_config: Any) -> list[str]:
-    """What of the configuration REDKNOT does not serve, each with the option that asks for it."""
-    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
-    found = {
-        "MLA models": vllm_config.model_config.use_mla,
-        "encoder-decoder models": vllm_config.model_config.is_encoder_decoder,
-        "models without attention": vllm_config.model_config.is_attention_free,
-        "speculative decoding (--speculative-config)": vllm_config.speculative_config is not None,
-        "decode context parallelism (--decode-context-parallel-size)": parallel.decode_context_parallel_size
-        > 1,
-        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
-        "micro-batching (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
-        f"quantised KV (--kv-cache-dtype {cache.cache_dtype})": cache.cache_dtype
-        not in ("auto", "bfloat16", "float16", "float32"),
-        "KV-sharing fast prefill (--kv-sharing-fast-prefill)": cache.kv_sharing_fast_prefill,
-    }
-    return [what for what, present in found.items() if present]
 
 
 def resolve_model_heads(vllm_config: Any) -> ResolvedHeads:
@@ -82,12 +74,12 @@ def model_shape(model_config: Any) -> ModelShape:
     rope = getattr(text, "rope_parameters", None)
     theta = rope.get("rope_theta") if isinstance(rope, dict) else getattr(text, "rope_theta", None)
     return ModelShape(
-        num_layers=text.num_hidden_layers,
+        num_layers=model_config.get_total_num_hidden_layers(),
         num_kv_heads=model_config.get_total_num_kv_heads(),
-        num_attention_heads=text.num_attention_heads,
+        num_attention_heads=model_config.model_arch_config.total_num_attention_heads,
         head_dim=model_config.get_head_size(),
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
+        hidden_size=model_config.get_hidden_size(),
+        vocab_size=model_config.get_vocab_size(),
         model_type=text.model_type,
         model_dir=folder if folder.is_dir() else None,
         attention_layer_ids=attention,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
 from vllm_redknot.attention.model import SegmentedModel, find_model
@@ -68,6 +69,9 @@ class RedknotImpl(AttentionImpl[Step]):
             name for name, layer in self._context.items() if getattr(layer, "impl", None) is self
         )
         layer = self._context[layer_name]
+        if type(layer) is not Attention:
+            # Its class narrows what a token sees (chunks, prefixes, pooling) by means that segments do not have.
+            raise UnsupportedError(f"REDKNOT does not serve {type(layer).__name__} layers ({layer_name})")
         if layer.head_size_v != self.head_size:
             raise UnsupportedError(
                 f"REDKNOT needs keys and values of one size; {layer_name} has {self.head_size} and {layer.head_size_v}"

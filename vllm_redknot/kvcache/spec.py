@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from vllm.utils.math_utils import cdiv
 from vllm.v1.kv_cache_interface import KVCacheSpec, SlidingWindowSpec
 
+from vllm_redknot.heads.profile import MAX_POSITIONS
+
 
 @dataclass(frozen=True, kw_only=True)
 class SinkWindowSpec(SlidingWindowSpec):
@@ -19,6 +21,11 @@ class SinkWindowSpec(SlidingWindowSpec):
     def num_sink_blocks(self) -> int:
         """Blocks that hold sink tokens; they stay with the request until it ends."""
         return cdiv(self.num_sink_tokens, self.block_size)
+
+    @property
+    def num_retained_tokens(self) -> int:
+        """Tokens below a request's next one that stay readable: all, else vLLM 0.33 hides the sinks' pages."""
+        return MAX_POSITIONS
 
     def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
         """Most blocks one request ever holds: window and in-flight tokens (the base class), and the sinks."""

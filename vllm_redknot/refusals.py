@@ -1,0 +1,136 @@
+"""The features REDKNOT does not serve, each with the option that asks for it and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from vllm_redknot.kernels.layout import HEAD_SIZES
+from vllm_redknot.settings import BACKEND_NAME
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""vLLM's names of the types that K and V may have."""
+PAGE_MULTIPLE = 16
+"""Tokens; a page is a multiple of this."""
+OWN_CONNECTORS = "vllm_redknot."
+"""Where connectors live that know which pages a local head keeps."""
+
+
+class Refusal(NamedTuple):
+    """One thing that is asked for and not served. `remedy` is empty where only another backend helps."""
+
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.remedy}" if self.remedy else self.what
+
+
+def refusals(vllm_config: Any) -> list[Refusal]:
+    """What of a configuration is not served whatever the head classes are."""
+    return [*_of_model(vllm_config.model_config), *_of_engine(vllm_config)]
+
+
+def refusals_of_local_heads(vllm_config: Any) -> list[Refusal]:
+    """What else is not served if a head is local: it needs pages of its own life span, under vLLM's own management."""
+    found = []
+    all_global = 'or use {"redknot": {"heads": "all-global"}}'
+    if vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
+        found.append(
+            Refusal(
+                "local heads without vLLM's hybrid KV-cache manager",
+                f"remove --disable-hybrid-kv-cache-manager, {all_global}",
+            )
+        )
+    connector = vllm_config.kv_transfer_config
+    if connector is not None and not (connector.kv_connector_module_path or "").startswith(OWN_CONNECTORS):
+        # They take a sliding window to be all that a request keeps, and would leave its sinks unset.
+        found.append(
+            Refusal(
+                f"local heads with the KV connector {connector.kv_connector}",
+                f"remove --kv-transfer-config, {all_global}",
+            )
+        )
+    return found
+
+
+def _of_model(model_config: Any) -> Iterator[Refusal]:
+    if model_config.use_mla:
+        yield Refusal("MLA models")
+    if model_config.is_encoder_decoder:
+        yield Refusal("encoder-decoder models")
+    if model_config.is_attention_free:
+        yield Refusal("models without attention")
+    if model_config.is_mm_prefix_lm:
+        yield Refusal("models that attend to image tokens in both directions")
+    if model_config.attention_chunk_size is not None:
+        yield Refusal("chunked local attention")
+    if model_config.rswa_window is not None:
+        yield Refusal("reference sliding-window attention")
+    # New in vLLM 0.33: a model may own the grouping of its KV-cache layers.
+    if getattr(model_config, "supports_kv_cache_grouping", False):
+        yield Refusal("models with a KV-cache grouping of their own")
+    yield from (Refusal(what) for what in _special_attention(model_config.hf_text_config))
+    if not model_config.use_mla and (size := model_config.get_head_size()) not in HEAD_SIZES:
+        yield Refusal(f"heads of size {size} (served: {', '.join(map(str, HEAD_SIZES))})")
+    if model_config.dtype not in DTYPES.values():
+        yield Refusal(f"{model_config.dtype}", f"give --dtype {' or '.join(DTYPES)}")
+
+
+def _special_attention(text: Any) -> Iterator[str]:
+    """What a model's layers are known to need. Other models' layers are checked when they are built."""
+    if text.model_type == "gpt_oss":
+        yield "learned attention sinks"
+    alibi = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi"
+    mpt = getattr(text, "attn_config", None) if text.model_type == "mpt" else None
+    if alibi or text.model_type == "bloom" or (mpt is not None and _read(mpt, "alibi")):
+        yield "ALiBi"
+    if getattr(text, "num_kv_shared_layers", 0):
+        yield "layers that share the KV of another layer"
+
+
+def _read(section: Any, key: str) -> Any:
+    return section.get(key) if isinstance(section, dict) else getattr(section, key, None)
+
+
+def _of_engine(vllm_config: Any) -> Iterator[Refusal]:
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    if vllm_config.speculative_config is not None:
+        yield Refusal("speculative decoding", "remove --speculative-config")
+    if parallel.decode_context_parallel_size > 1:
+        yield Refusal("decode context parallelism", "remove --decode-context-parallel-size")
+    if parallel.prefill_context_parallel_size > 1:
+        yield Refusal("prefill context parallelism", "remove --prefill-context-parallel-size")
+    if parallel.use_ubatching:
+        yield Refusal("micro-batching", "remove --enable-dbo and --ubatch-size")
+    if cache.kv_sharing_fast_prefill:
+        yield Refusal("KV-sharing fast prefill", "remove --kv-sharing-fast-prefill")
+    if cache.user_specified_block_size and cache.block_size % PAGE_MULTIPLE:
+        yield Refusal(
+            f"pages of {cache.block_size} tokens", f"give --block-size a multiple of {PAGE_MULTIPLE}"
+        )
+    if cache.cache_dtype != "auto" and DTYPES.get(cache.cache_dtype) != vllm_config.model_config.dtype:
+        yield Refusal(
+            f"{cache.cache_dtype} KV in a {str(vllm_config.model_config.dtype).removeprefix('torch.')} model",
+            "remove --kv-cache-dtype",
+        )
+    if vllm_config.attention_config.use_non_causal:
+        yield Refusal("attention to later tokens", "remove use_non_causal from --attention-config")
+    if mixed := _mixed_backends(vllm_config):
+        yield Refusal(
+            f"a model that also uses {mixed} ({BACKEND_NAME} must serve all its KV heads)",
+            f"give --attention-backend {BACKEND_NAME} and no backend_per_kind",
+        )
+
+
+def _mixed_backends(vllm_config: Any) -> str:
+    """The other backends that the model's decoder layers would get, if any."""
+    attention = vllm_config.attention_config
+    kinds = ["full_attention"]
+    if vllm_config.model_config.get_sliding_window() is not None:
+        kinds.append("sliding_window")
+    chosen = [attention.backend_per_kind.get(kind, attention.backend) for kind in kinds]
+    names = [getattr(backend, "name", "vLLM's own choice") for backend in chosen]
+    return " and ".join(dict.fromkeys(name for name in names if name != BACKEND_NAME))
