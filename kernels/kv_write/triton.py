@@ -12,7 +12,7 @@ from vllm_redknot.kernels.layout import SegmentLayout
 from vllm_redknot.kernels.triton_launch import TritonLaunch
 
 BLOCK_T = 16
-"""Tokens per program: 16 rows of 128 two-byte elements keep each thread of 4 warps at one 16-byte load of K and V."""
+"""Tokens per program: 16 rows of 128 two-byte elements are two 16-byte loads of K and of V per thread."""
 
 
 @triton.jit(do_not_specialize=["tokens", "slot_group_stride"])
@@ -69,12 +69,13 @@ def kv_write_launch(
     for name, rows in (("key", key), ("value", value)):
         if rows.shape[1:] != (heads, layout.head_size) or rows.shape[0] < tokens or rows.stride(2) != 1:
             raise ValueError(
-                f"{name} is {tuple(rows.shape)} with strides {rows.stride()}; valid: [at least {tokens}, {heads}, "
-                f"{layout.head_size}], contiguous in the head size"
+                f"{name} is {tuple(rows.shape)} with strides {rows.stride()}; valid: "
+                f"[at least {tokens}, {heads}, {layout.head_size}], contiguous in the head size"
             )
     if slot_mappings.dtype != torch.int64 or slot_mappings.stride(1) != 1:
         raise ValueError(
-            f"slot_mappings is {slot_mappings.dtype} with strides {slot_mappings.stride()}; valid: int64, contiguous rows"
+            f"slot_mappings is {slot_mappings.dtype} with strides {slot_mappings.stride()}; "
+            "valid: int64, contiguous rows"
         )
     return TritonLaunch(
         kv_write_kernel,

@@ -16,7 +16,7 @@ def ceil_div(x: tl.tensor, y: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def first_visible(position: tl.tensor, window: tl.tensor) -> tl.tensor:
-    """First key inside the window of the query at `position`. Subtracts first: the global window is 2^31 - 1."""
+    """First key inside the window of the query at `position`. The global window is 2^31 - 1: subtract first."""
     return tl.maximum(position - window + 1, 0)
 
 
@@ -52,8 +52,8 @@ def request_of_tile(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Which request a query tile belongs to, and the tile's index in it.
 
-    Tile numbers are handed out so that request r starts at ``cu[r] // BLOCK_Q + r``: enough for its ceil(len / BLOCK_Q)
-    tiles whatever cu[r] is, at most one too many per request, and known without reading any length on the host.
+    Tile numbers are handed out so that request r starts at ``cu[r] // BLOCK_Q + r``: enough for its
+    ceil(len / BLOCK_Q) tiles whatever cu[r] is, at most one too many per request, and no length is read on the host.
     """
     low = 0
     high = requests - 1
@@ -97,7 +97,7 @@ def attend_tile(
     """One step of the online softmax: fold key tile `tile` into the state of a query tile.
 
     Scores live in the base-2 domain: `scale` holds softmax_scale * log2(e), or with a soft cap c the factor
-    2 * log2(e) * softmax_scale / c that makes ``tanh(s / c) = 1 - 2 / (2^x + 1)``, and `cap` holds c * log2(e).
+    2 * log2(e) * softmax_scale / c that makes ``tanh(s / c) = 1 - 2 / (2^x + 1)``, `cap` holds c * log2(e).
 
     Args:
         query: [BLOCK_M, BLOCK_D], zero in unused rows and lanes.

@@ -65,7 +65,7 @@ def prefill_kernel(
 
     With SKIP_DECODE, requests of one query token are left to the decode kernel.
     """
-    BLOCK_Q: tl.constexpr = BLOCK_M // RATIO
+    BLOCK_Q: tl.constexpr = BLOCK_M // RATIO  # noqa: N806
     # The last tiles of a request see the most keys: start them first.
     request, tile = request_of_tile(
         cu_seqlens_q, requests, tl.num_programs(0) - 1 - tl.program_id(0), BLOCK_Q
@@ -102,7 +102,7 @@ def prefill_kernel(
     last = context + tl.minimum(tile * BLOCK_Q + BLOCK_Q, query_len) - 1
     first = first_visible(earliest, window)
     sink_end, low, high = visible_tiles(first, last, sink, BLOCK_N)
-    # Tiles [full_low, full_high) lie below the earliest row and inside the window of the latest: no mask needed.
+    # Tiles [full_low, full_high) lie below the earliest row and in the window of the latest: no mask needed.
     full_low = tl.minimum(tl.maximum(ceil_div(first_visible(last, window), BLOCK_N), low), high)
     full_high = tl.maximum((earliest + 1) // BLOCK_N, full_low)
 
@@ -158,7 +158,9 @@ def prefill_launch(
         ValueError: more query heads share a KV head than a query tile has rows.
     """
     ratio = query.shape[1] // layout.num_kv_heads
-    config = prefill_config(layout.head_size, query.dtype, capability or device_limits(query.device)[0])
+    config = prefill_config(
+        layout.head_size, query.dtype, soft_cap > 0, capability or device_limits(query.device)[0]
+    )
     if ratio > config.block_m:
         raise ValueError(f"{ratio} query heads share a KV head; valid: up to {config.block_m}")
     requests = batch.seq_lens.shape[0]

@@ -1,4 +1,4 @@
-"""Runs a file of tests/kernels/interpreted under Triton's interpreter, which must be chosen before Triton is imported."""
+"""Runs a file of tests/kernels/interpreted under Triton's interpreter, chosen before Triton is imported."""
 
 import os
 import subprocess

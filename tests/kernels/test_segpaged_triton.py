@@ -73,7 +73,7 @@ def test_a_base_that_breaks_sixteen_byte_loads_is_refused() -> None:
 
 def test_mismatched_dtypes_and_shapes_are_refused() -> None:
     case = build_case(Shape([2], [5], (9,), (0,), (0,)), seed=0)
-    with pytest.raises(ValueError, match="output torch.float32"):
+    with pytest.raises(ValueError, match=r"output torch\.float32"):
         attention_launches(case.query, case.layout, case.batch, case.query.float(), 1.0)
     with pytest.raises(ValueError, match="head size 32 over pages of head size 64"):
         attention_launches(case.query[..., :32], case.layout, case.batch, case.query, 1.0)

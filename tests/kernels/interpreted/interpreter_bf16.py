@@ -1,8 +1,9 @@
 """Makes Triton's interpreter treat bfloat16 as a GPU does.
 
-It holds bfloat16 as 16-bit integers, hands those to numpy's matmul as they are, and truncates where a GPU rounds to the
-nearest even (seen in Triton 3.9). Here the operands of a dot are widened to fp32 and casts round.
+It holds bfloat16 as 16-bit integers, hands those to numpy's matmul as they are, and truncates where a GPU rounds to
+the nearest even (seen in Triton 3.9). Here the operands of a dot are widened to fp32 and casts round.
 """
+# ruff: noqa: E402
 
 import os
 from typing import Any

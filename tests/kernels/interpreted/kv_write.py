@@ -1,4 +1,8 @@
-"""The Triton KV write under Triton's interpreter, against the oracle. Run by tests/kernels/test_kv_write_triton.py."""
+"""The Triton KV write under Triton's interpreter, against the oracle.
+
+Run by tests/kernels/test_kv_write_triton.py in a process of its own.
+"""
+# ruff: noqa: E402
 
 import dataclasses
 import os

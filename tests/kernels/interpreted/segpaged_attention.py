@@ -1,15 +1,16 @@
 """The Triton attention kernels under Triton's interpreter, against the fp64 oracle.
 
-Run by tests/kernels/test_segpaged_triton.py in a process of its own. Every case carries NaN in each slot that no query
-of the head sees, stale block-table entries, and an output of NaN.
+Run by tests/kernels/test_segpaged_triton.py in a process of its own. Every case carries NaN in each slot that no
+query of the head sees, stale block-table entries, and an output of NaN.
 """
+# ruff: noqa: E402
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import interpreter_bf16  # isort: skip
+import interpreter_bf16
 
 interpreter_bf16.install()
 
@@ -22,7 +23,7 @@ from vllm_redknot.kernels.segpaged_attention.triton import segpaged_attention_tr
 from vllm_redknot.kernels.segpaged_attention.triton_decode import decode_launches
 from vllm_redknot.kernels.segpaged_attention.triton_prefill import prefill_launch
 
-# Half an ulp of the output plus, for the weights rounded to the KV dtype, as much again of the largest |v| (4 to 5).
+# Half an ulp of the output plus, as weights are rounded to the KV dtype, as much again of the largest |v| (4 to 5).
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-5}
 
 # Rows of a tile without a query divide 0 by 0 and are never stored.
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered", "ign
 
 
 def check(case: Case, output: torch.Tensor, rows: torch.Tensor | slice | None = None) -> None:
-    """`output` must match the oracle in `rows` (default: all that count) and hold its NaN poison everywhere else."""
+    """`output` must match the oracle in `rows` (default: all that count) and be NaN everywhere else."""
     rows = slice(0, case.batch.num_tokens) if rows is None else rows
     error = (output[rows].double() - case.expected(as_dtype=torch.float64)[rows]).abs()
     assert not error.isnan().any(), "a NaN page, a stale entry or an unwritten row reached the output"
