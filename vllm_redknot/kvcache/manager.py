@@ -25,6 +25,14 @@ class SinkWindowManager(SlidingWindowManager):
         super().__init__(kv_cache_spec, **kwargs)
         self.num_sink_blocks = kv_cache_spec.num_sink_blocks
 
+    def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
+        """Tokens before the window of the next token, or of the one before it.
+
+        When a KV connector brings a whole prompt, the scheduler takes the last token back to compute its logits, after
+        the blocks before the next token's window were dropped.
+        """
+        return max(0, int(super().get_num_skipped_tokens(num_computed_tokens)) - 1)
+
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
@@ -47,7 +55,8 @@ class SinkWindowManager(SlidingWindowManager):
             apply_admission_cap=apply_admission_cap,
             prefill_end=prefill_end,
         )
-        if request_id in self.num_cached_block:
+        # With prefix caching off a request is never in `num_cached_block`; its sinks are there all the same.
+        if request_id in self.num_cached_block or self.req_to_blocks.get(request_id):
             return int(count)
         skipped = self._skipped_blocks(total_computed_tokens)
         sinks = new_computed_blocks[: min(self.num_sink_blocks, skipped)]
@@ -88,6 +97,9 @@ class SinkWindowManager(SlidingWindowManager):
         )
         blocks = self.req_to_blocks[request_id]
         empty = [i for i, block in enumerate(blocks[: self.num_sink_blocks]) if block is self._null_block]
+        if empty:
+            # The base class takes skipped blocks for cached ones, and would never hash these sinks.
+            self.num_cached_block[request_id] = empty[0]
         for index, block in zip(empty, self.block_pool.get_new_blocks(len(empty)), strict=True):
             blocks[index] = block
             if self.records_new_block_ids and record_for_zeroing:
@@ -101,6 +113,11 @@ class SinkWindowManager(SlidingWindowManager):
         skipped = self._skipped_blocks(processed_computed_tokens)
         if skipped > self.num_sink_blocks:
             self._remove_blocks_in_range(request_id, self.num_sink_blocks, skipped)
+
+    @classmethod
+    def _contiguous_blocks_for_hit(cls, window_size: int, block_size: int, use_eagle: bool) -> int:
+        """Window blocks before the end of a hit: at least one, which the base class looks up but does not hash."""
+        return max(1, int(super()._contiguous_blocks_for_hit(window_size, block_size, use_eagle)))
 
     @classmethod
     def reachable_block_mask(
