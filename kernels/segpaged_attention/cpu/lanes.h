@@ -16,22 +16,23 @@ struct Lanes {
 
 template <class To, class From>
 SEGPAGED_INLINE To bits(From value) {
-    static_assert(sizeof(To) == sizeof(From), "same size");
-    To result;
-    memcpy(&result, &value, sizeof(To));
-    return result;
+    return __builtin_bit_cast(To, value);
 }
+
+// Unaligned access of whole vectors. Not memcpy: GCC 12 calls the library for 64 bytes.
+template <class T>
+struct __attribute__((packed, may_alias)) Unaligned {
+    T value;
+};
 
 template <class T>
 SEGPAGED_INLINE T load(const void* address) {
-    T result;
-    memcpy(&result, address, sizeof(T));
-    return result;
+    return ((const Unaligned<T>*)address)->value;
 }
 
 template <class T>
 SEGPAGED_INLINE void store(void* address, T value) {
-    memcpy(address, &value, sizeof(T));
+    ((Unaligned<T>*)address)->value = value;
 }
 
 template <class F>
@@ -133,6 +134,15 @@ SEGPAGED_INLINE void transpose(typename Lanes<W>::U (&row)[W]) {
         }
         transpose<W, Step * 2>(row);
     }
+}
+
+// Lane l of the result is lane l ^ Step.
+template <int W, int Step>
+SEGPAGED_INLINE typename Lanes<W>::F swap_lanes(typename Lanes<W>::F v) {
+    typename Lanes<W>::I index;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < W; ++lane) index[lane] = lane ^ Step;
+    return __builtin_shuffle(v, index);
 }
 
 // 2^x by Cody-Waite: x = n + f, |f| <= 1/2, polynomial in f with constant term exactly 1, n added to the exponent field.

@@ -11,11 +11,15 @@ struct Fp32Math {
     static constexpr int kChunk = 1;             // vectors that key ranges are rounded to
     static constexpr int kStepGrain = 1;         // contracted steps the inner kernel takes at once
     static constexpr int kDegree = sizeof(Storage) == 4 ? 6 : 4;
+    static constexpr int kDirectRows = 6;        // query rows up to which keys are read in place rather than packed
+    typedef Fp32Math Vectors;                    // the arithmetic of the few-rows path
     typedef Storage S;
     typedef typename Lanes<Width>::F F;
     typedef typename Lanes<Width>::U U;
 
     SEGPAGED_INLINE F dot(F sum, U b, uint32_t a) { return sum + bits<F>(b) * bits<float>(a); }
+
+    SEGPAGED_INLINE F dot_lanes(F sum, U a, U b) { return sum + bits<F>(a) * bits<F>(b); }
 
     // Lanes step .. step + Width of one row.
     SEGPAGED_INLINE U load_row(const S* row, int step, int steps) {
@@ -23,9 +27,11 @@ struct Fp32Math {
         return bits<U>(load_floats<Width>(row + step));
     }
 
-    // Columns column .. column + Width of key step `step`.
-    SEGPAGED_INLINE U load_value(const S* const* rows, int step, int column) {
-        return bits<U>(load_floats<Width>(rows[step] + column));
+    // Columns begin .. begin + Count Width of key step `step`.
+    template <int Count>
+    SEGPAGED_INLINE void load_values(const S* const* rows, int step, int begin, U (&column)[Count]) {
+#pragma GCC unroll 8
+        for (int v = 0; v < Count; ++v) column[v] = bits<U>(load_floats<Width>(rows[step] + begin + v * Width));
     }
 
     SEGPAGED_INLINE void put_weights(uint32_t* high, uint32_t* low, int key, F weight) {
@@ -48,6 +54,6 @@ struct Fp32Math {
     template <int Parts>
     SEGPAGED_INLINE void multiply(int rows, int vectors, const uint32_t* high, const uint32_t* low, int lda,
                                   const uint32_t* b, int ldb, int steps, float* c, int ldc, const float* factors) {
-        multiply_registers<Fp32Math, Parts>(rows, vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
+        multiply_registers<Fp32Math, Parts>(rows, vectors, high, low, lda, PackedColumns<Fp32Math>{b, ldb}, steps, c, ldc, factors);
     }
 };

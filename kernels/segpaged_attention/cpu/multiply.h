@@ -1,9 +1,35 @@
 // The inner kernel: C [rows x vectors] = A [rows x steps] B [steps x vectors] (+ factors C), all of C in registers.
 #pragma once
 
-template <class Math, int Parts, int Rows, int Vectors>
-static __attribute__((noinline)) void multiply_block(const uint32_t* high, const uint32_t* low, int lda, const uint32_t* b,
-                                                     int ldb, int steps, float* c, int ldc, const float* factors) {
+// Where the columns of B come from: a packed tile ...
+template <class Math>
+struct PackedColumns {
+    const uint32_t* data;
+    int stride;
+
+    template <int Vectors>
+    SEGPAGED_INLINE void load_step(const PackedColumns& from, int step, typename Math::U (&column)[Vectors]) {
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v)
+            column[v] = load<typename Math::U>(from.data + (int64_t)step * from.stride + v * Math::kWidth);
+    }
+};
+
+// ... or rows of V where they lie.
+template <class Math>
+struct ValueRows {
+    const typename Math::S* const* rows;
+    int begin;
+
+    template <int Vectors>
+    SEGPAGED_INLINE void load_step(const ValueRows& from, int step, typename Math::U (&column)[Vectors]) {
+        Math::template load_values<Vectors>(from.rows, step, from.begin, column);
+    }
+};
+
+template <class Math, int Parts, int Rows, int Vectors, class Columns>
+static __attribute__((noinline)) void multiply_block(const uint32_t* high, const uint32_t* low, int lda, Columns columns,
+                                                     int steps, float* c, int ldc, const float* factors) {
     typedef typename Math::F F;
     typedef typename Math::U U;
     constexpr int W = Math::kWidth;
@@ -16,8 +42,7 @@ static __attribute__((noinline)) void multiply_block(const uint32_t* high, const
     }
     for (int step = 0; step < steps; ++step) {
         U column[Vectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) column[v] = load<U>(b + (int64_t)step * ldb + v * W);
+        Columns::template load_step<Vectors>(columns, step, column);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
             uint32_t a = high[r * lda + step];
@@ -37,35 +62,35 @@ static __attribute__((noinline)) void multiply_block(const uint32_t* high, const
     }
 }
 
-template <class Math, int Parts, int Rows>
-SEGPAGED_INLINE void multiply_vectors(int vectors, const uint32_t* high, const uint32_t* low, int lda, const uint32_t* b,
-                                      int ldb, int steps, float* c, int ldc, const float* factors) {
+template <class Math, int Parts, int Rows, class Columns>
+SEGPAGED_INLINE void multiply_vectors(int vectors, const uint32_t* high, const uint32_t* low, int lda,
+                                      Columns columns, int steps, float* c, int ldc, const float* factors) {
     switch (vectors) {
-        case 1: return multiply_block<Math, Parts, Rows, 1>(high, low, lda, b, ldb, steps, c, ldc, factors);
-        case 2: return multiply_block<Math, Parts, Rows, 2>(high, low, lda, b, ldb, steps, c, ldc, factors);
+        case 1: return multiply_block<Math, Parts, Rows, 1>(high, low, lda, columns, steps, c, ldc, factors);
+        case 2: return multiply_block<Math, Parts, Rows, 2>(high, low, lda, columns, steps, c, ldc, factors);
         case 3:
             if constexpr (Math::kPanel >= 3)
-                return multiply_block<Math, Parts, Rows, 3>(high, low, lda, b, ldb, steps, c, ldc, factors);
+                return multiply_block<Math, Parts, Rows, 3>(high, low, lda, columns, steps, c, ldc, factors);
             break;
         case 4:
             if constexpr (Math::kPanel >= 4)
-                return multiply_block<Math, Parts, Rows, 4>(high, low, lda, b, ldb, steps, c, ldc, factors);
+                return multiply_block<Math, Parts, Rows, 4>(high, low, lda, columns, steps, c, ldc, factors);
             break;
     }
     __builtin_unreachable();
 }
 
 // rows <= Math::kRows, vectors <= Math::kPanel; factors null: C is overwritten, never read.
-template <class Math, int Parts>
+template <class Math, int Parts, class Columns>
 SEGPAGED_INLINE void multiply_registers(int rows, int vectors, const uint32_t* high, const uint32_t* low, int lda,
-                                        const uint32_t* b, int ldb, int steps, float* c, int ldc, const float* factors) {
+                                        Columns columns, int steps, float* c, int ldc, const float* factors) {
     switch (rows) {
-        case 1: return multiply_vectors<Math, Parts, 1>(vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
-        case 2: return multiply_vectors<Math, Parts, 2>(vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
-        case 3: return multiply_vectors<Math, Parts, 3>(vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
-        case 4: return multiply_vectors<Math, Parts, 4>(vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
-        case 5: return multiply_vectors<Math, Parts, 5>(vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
-        case 6: return multiply_vectors<Math, Parts, 6>(vectors, high, low, lda, b, ldb, steps, c, ldc, factors);
+        case 1: return multiply_vectors<Math, Parts, 1>(vectors, high, low, lda, columns, steps, c, ldc, factors);
+        case 2: return multiply_vectors<Math, Parts, 2>(vectors, high, low, lda, columns, steps, c, ldc, factors);
+        case 3: return multiply_vectors<Math, Parts, 3>(vectors, high, low, lda, columns, steps, c, ldc, factors);
+        case 4: return multiply_vectors<Math, Parts, 4>(vectors, high, low, lda, columns, steps, c, ldc, factors);
+        case 5: return multiply_vectors<Math, Parts, 5>(vectors, high, low, lda, columns, steps, c, ldc, factors);
+        case 6: return multiply_vectors<Math, Parts, 6>(vectors, high, low, lda, columns, steps, c, ldc, factors);
     }
     __builtin_unreachable();
 }
