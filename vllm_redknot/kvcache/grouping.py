@@ -12,9 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SLACK = 0.01
 """Bytes worth giving up for fewer groups: a plan within 1% of the least bytes wins if it has fewer groups."""
+
+
+class Kept(NamedTuple):
+    """Most blocks a request ever holds for a segment: those of its sinks, and all others."""
+
+    recent: int
+    sink: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.recent + self.sink
 
 
 @dataclass(frozen=True)
@@ -38,14 +50,15 @@ class GroupPlan:
         return self.pages_per_request / self.dense_pages_per_request
 
 
-def plan_groups(blocks: Mapping[str, int], dense_blocks: int, max_groups: int) -> GroupPlan:
+def plan_groups(blocks: Mapping[str, Kept], dense_blocks: int, max_groups: int) -> GroupPlan:
     """Group segments by the blocks each keeps for a longest request.
 
     With the segments sorted by cost, the best groups of a given size are consecutive runs (the sum of maxima over equal
-    runs is least when they are sorted), so only the size is searched.
+    runs is least when they are sorted), so only the size is searched. That is exact where all local segments keep the
+    same sink blocks; where they do not, a run costs its largest window and its most sinks, and is one good choice.
 
     Args:
-        blocks: segment name -> most blocks a request ever holds for it, at least 1.
+        blocks: segment name -> what is kept for it, at least 1 and at most `dense_blocks` blocks.
         dense_blocks: blocks of a segment that keeps all tokens.
         max_groups: bound on the number of groups, at least 1.
 
@@ -54,26 +67,40 @@ def plan_groups(blocks: Mapping[str, int], dense_blocks: int, max_groups: int) -
     """
     if not blocks or max_groups < 1:
         raise ValueError(f"cannot group {len(blocks)} segments into at most {max_groups} groups")
-    order = sorted(blocks, key=lambda name: -blocks[name])
-    costs = [blocks[name] for name in order]
-    sizes = range(math.ceil(len(order) / max_groups), len(order) + 1)
-    pages = {size: size * sum(costs[::size]) for size in sizes}
+    order = sorted(blocks, key=lambda name: (-blocks[name].total, blocks[name]))
+    costs = {
+        size: [_run_cost(run, blocks, dense_blocks) for run in _runs(order, size)]
+        for size in range(math.ceil(len(order) / max_groups), len(order) + 1)
+    }
+    pages = {size: size * sum(run_costs) for size, run_costs in costs.items()}
     bound = min(pages.values()) * (1 + SLACK)
-    slots = max(size for size in sizes if pages[size] <= bound)
-    runs = [order[start : start + slots] for start in range(0, len(order), slots)]
+    slots = min((len(costs[size]), pages[size], size) for size in costs if pages[size] <= bound)[2]
+    runs = _runs(order, slots)
     return GroupPlan(
         groups=tuple(tuple(run) for run in _spread(runs, blocks)),
         slots=slots,
         pages_per_request=pages[slots],
         dense_pages_per_request=len(order) * dense_blocks,
-        promoted=sum(blocks[name] < blocks[run[0]] for run in runs for name in run),
+        promoted=sum(
+            blocks[name].total < cost for run, cost in zip(runs, costs[slots], strict=True) for name in run
+        ),
     )
 
 
-def _spread(runs: Sequence[Sequence[str]], blocks: Mapping[str, int]) -> list[list[str]]:
+def _runs(order: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _run_cost(run: Sequence[str], blocks: Mapping[str, Kept], dense_blocks: int) -> int:
+    """Blocks of a group: its largest window and its most sinks, but no more than all tokens."""
+    total = max(blocks[name].recent for name in run) + max(blocks[name].sink for name in run)
+    return min(total, dense_blocks)
+
+
+def _spread(runs: Sequence[Sequence[str]], blocks: Mapping[str, Kept]) -> list[list[str]]:
     """Deal segments of equal cost round-robin over the groups they fill, so that pipeline stages get equal shares."""
     result = [list(run) for run in runs]
-    by_cost: dict[int, list[int]] = {}
+    by_cost: dict[Kept, list[int]] = {}
     for index, run in enumerate(runs):
         if blocks[run[0]] == blocks[run[-1]]:
             by_cost.setdefault(blocks[run[0]], []).append(index)

@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheSpec,
 )
 
-from vllm_redknot.kvcache.grouping import GroupPlan, plan_groups
+from vllm_redknot.kvcache.grouping import GroupPlan, Kept, plan_groups
 from vllm_redknot.kvcache.spec import SinkWindowSpec
 from vllm_redknot.settings import is_requested, settings_of
 
@@ -45,11 +45,11 @@ def group_segments(vllm_config: Any, specs: dict[str, KVCacheSpec]) -> list[KVCa
         )
         return None
     dense_blocks = cdiv(vllm_config.model_config.max_model_len, next(iter(specs.values())).block_size)
-    blocks = {name: min(_blocks_per_request(vllm_config, spec), dense_blocks) for name, spec in specs.items()}
+    blocks = {name: _kept(vllm_config, spec, dense_blocks) for name, spec in specs.items()}
     plan = plan_groups(blocks, dense_blocks, settings_of(vllm_config).max_groups)
     _log(vllm_config, plan, specs)
     return [
-        KVCacheGroupSpec(list(names), _merged([specs[n] for n in names], dense_blocks, blocks[names[0]]))
+        KVCacheGroupSpec(list(names), _merged(vllm_config, [specs[name] for name in names], dense_blocks))
         for names in plan.groups
     ]
 
@@ -66,10 +66,19 @@ def _blocks_per_request(vllm_config: Any, spec: KVCacheSpec) -> int:
     return int(cdiv(spec.max_memory_usage_bytes(vllm_config), spec.page_size_bytes))
 
 
-def _merged(specs: list[KVCacheSpec], dense_blocks: int, longest: int) -> KVCacheSpec:
-    """The spec that keeps what any member needs: all tokens, or the largest window and the most sinks."""
-    if longest < dense_blocks and all(isinstance(spec, SinkWindowSpec) for spec in specs):
-        return SinkWindowSpec.merge(specs)
+def _kept(vllm_config: Any, spec: KVCacheSpec, dense_blocks: int) -> Kept:
+    total = _blocks_per_request(vllm_config, spec)
+    if total >= dense_blocks or not isinstance(spec, SinkWindowSpec):
+        return Kept(dense_blocks)
+    return Kept(total - spec.num_sink_blocks, spec.num_sink_blocks)
+
+
+def _merged(vllm_config: Any, specs: list[KVCacheSpec], dense_blocks: int) -> KVCacheSpec:
+    """The spec that keeps what any member needs: the largest window and the most sinks, or all tokens."""
+    if all(isinstance(spec, SinkWindowSpec) for spec in specs):
+        merged = SinkWindowSpec.merge(specs)
+        if _blocks_per_request(vllm_config, merged) < dense_blocks:
+            return merged
     first = specs[0]
     shared = {field.name: getattr(first, field.name) for field in fields(AttentionSpec) if field.init}
     return FullAttentionSpec(**shared)

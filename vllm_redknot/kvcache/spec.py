@@ -28,9 +28,9 @@ class SinkWindowSpec(SlidingWindowSpec):
         return MAX_POSITIONS
 
     def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
-        """Most blocks one request ever holds: window and in-flight tokens (the base class), and the sinks."""
+        """Most blocks one request ever holds: window and in-flight tokens (the base class), and the sinks; or all."""
         window = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len)
-        return min(window + self.num_sink_blocks, cdiv(max_model_len, self.block_size) + 1)
+        return int(min(window + self.num_sink_blocks, cdiv(max_model_len, self.block_size)))
 
     @classmethod
     def merge(cls, specs: Sequence[KVCacheSpec]) -> SinkWindowSpec:
