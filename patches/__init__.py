@@ -1,17 +1,35 @@
 """Everything the plugin changes in vLLM, one file per symbol. `apply_all` is the only place that applies them."""
 
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
 from vllm_redknot.patches import cpu_backend_choice, early_checks, kv_cache_groups
 from vllm_redknot.patches.ledger import Patch, PatchError, apply, is_applied
 
-__all__ = ["Patch", "PatchError", "apply_all", "is_applied", "patches_for_this_vllm"]
+__all__ = ["Patch", "PatchError", "apply_all", "every_patch", "is_applied", "patches_for_this_vllm"]
+
+CPU_PLATFORM = ("vllm.platforms.cpu", "CpuPlatform")
+CUDA_PLATFORM = ("vllm.platforms.cuda", "CudaPlatformBase")
+
+
+def every_patch(has_module: Callable[[str], bool]) -> list[Patch]:
+    """The patches for a vLLM that has these modules, on all platforms; always in the same order."""
+    return [
+        kv_cache_groups.patch(has_module),
+        early_checks.patch(*CPU_PLATFORM),
+        early_checks.patch(*CUDA_PLATFORM),
+        cpu_backend_choice.PATCH,
+    ]
 
 
 def patches_for_this_vllm() -> list[Patch]:
     """The patches that the installed vLLM and its current platform need."""
     from vllm.platforms import current_platform
 
-    platform_class = type(current_platform)
-    patches = [kv_cache_groups.patch(), early_checks.patch(platform_class)]
+    owner = early_checks.owner_of(type(current_platform))
+    patches = [kv_cache_groups.patch(_is_installed), early_checks.patch(owner.__module__, owner.__name__)]
     if current_platform.is_cpu():
         patches.append(cpu_backend_choice.PATCH)
     return patches
@@ -27,3 +45,7 @@ def apply_all() -> None:
     for patch in patches_for_this_vllm():
         if not is_applied(patch):
             apply(patch)
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

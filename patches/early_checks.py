@@ -35,13 +35,17 @@ def wrap(original: Callable[..., None]) -> Callable[..., None]:
     return check_and_update_config
 
 
-def patch(platform_class: type) -> Patch:
-    """The patch for the current platform's class (the class that defines the method, its own or an ancestor's)."""
-    owner = next(base for base in platform_class.__mro__ if "check_and_update_config" in vars(base))
+def owner_of(platform_class: type) -> type:
+    """The class that defines the method for a platform: its own or an ancestor's."""
+    return next(base for base in platform_class.__mro__ if "check_and_update_config" in vars(base))
+
+
+def patch(module: str, owner: str) -> Patch:
+    """The patch for one platform class."""
     return Patch(
         name="early_checks",
-        module=owner.__module__,
-        symbol=f"{owner.__name__}.check_and_update_config",
+        module=module,
+        symbol=f"{owner}.check_and_update_config",
         parameters=("cls", "vllm_config"),
         wrap=wrap,
         why="no plugin hook on a finished configuration",

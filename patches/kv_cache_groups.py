@@ -9,11 +9,13 @@ it cannot trade a promoted head against padding or bound the number of groups.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 from vllm_redknot.patches.ledger import Patch
+
+MODULES = ("vllm.v1.core.kv_cache_planning", "vllm.v1.core.kv_cache_utils")
+"""Where vLLM keeps the function, newest first."""
 
 
 def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,17 +31,11 @@ def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_kv_cache_groups
 
 
-def owning_module() -> str:
-    """Where vLLM keeps the function: it moved in 0.33."""
-    moved = "vllm.v1.core.kv_cache_planning"
-    return moved if importlib.util.find_spec(moved) else "vllm.v1.core.kv_cache_utils"
-
-
-def patch() -> Patch:
-    """The patch for the installed vLLM."""
+def patch(has_module: Callable[[str], bool]) -> Patch:
+    """The patch for a vLLM that has these modules: the function moved in 0.33."""
     return Patch(
         name="kv_cache_groups",
-        module=owning_module(),
+        module=next(module for module in MODULES if has_module(module)),
         symbol="get_kv_cache_groups",
         parameters=("vllm_config", "kv_cache_spec"),
         wrap=wrap,

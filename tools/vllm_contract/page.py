@@ -1,0 +1,106 @@
+"""docs/compatibility.md, from the kept outcome of the contract and the patches themselves."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tools.vllm_contract.result import ROOT
+from vllm_redknot.patches import every_patch
+from vllm_redknot.patches.kv_cache_groups import MODULES
+from vllm_redknot.patches.ledger import Patch
+
+PAGE = ROOT / "docs" / "compatibility.md"
+KINDS = {
+    "patch": "functions we replace exist and take the parameters the patch was written for",
+    "import": "names we import exist",
+    "override": "methods and attributes we override exist, and calls written for vLLM's fit ours",
+    "abstract": "methods that vLLM demands are there",
+    "attribute": "attributes we read exist",
+    "call": "calls we make bind",
+}
+
+HEAD = """# Compatibility
+
+<!-- Made by `python -m tools.check_vllm_contract`; a test compares. -->
+
+| vLLM | state |
+|---|---|
+| 0.32.x | tested: every test runs on 0.32.0 (CPU) |
+| 0.33.x | by contract: all symbols and signatures we touch were checked in the source of 0.33.0; nothing was run |
+| any other | refused: one log line, the plugin stays inert, and `--attention-backend REDKNOT` is an unknown name |
+
+Python 3.11 to 3.13. The supported releases are `SUPPORTED_VLLM` in `vllm_redknot/plugin.py`.
+
+## The contract
+
+`make contract` fetches the wheels and reads them with `ast`, nothing is imported. What is checked is derived from our
+own source: imports, attributes, calls, overrides; `tools/vllm_contract/declared.py` holds the few that cannot be.
+"""
+
+
+def page(outcome: dict[str, Any]) -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *_releases(outcome), *_drift(outcome), *_patches()]) + "\n"
+
+
+def _releases(outcome: dict[str, Any]) -> Iterator[str]:
+    versions = [release["version"] for release in outcome["releases"]]
+    yield f"| checked | {' | '.join(versions)} |"
+    yield "|---|" + "---|" * len(versions)
+    for kind, text in KINDS.items():
+        counts = [str(release["checks"].get(kind, 0)) for release in outcome["releases"]]
+        if set(counts) != {"0"}:
+            yield f"| {text} | {' | '.join(counts)} |"
+    problems = [str(len(release["problems"])) for release in outcome["releases"]]
+    yield f"| **not as we need it** | {' | '.join(problems)} |"
+    yield ""
+    for release in outcome["releases"]:
+        if release["wheel"]:
+            yield f"- {release['version']}: `{release['wheel']}`, sha256 `{release['sha256'][:16]}...`"
+        yield from (f"  - {_cell(problem)}" for problem in release["problems"])
+    yield ""
+
+
+def _drift(outcome: dict[str, Any]) -> Iterator[str]:
+    for drift in outcome["drift"]:
+        yield f"## What changed from {drift['from']} to {drift['to']} in code we build on"
+        yield ""
+        yield "A signature can stay while its meaning changes, so every difference was read."
+        yield ""
+        yield "| difference | verdict |"
+        yield "|---|---|"
+        for item, verdict in drift["reviewed"].items():
+            name, _, what = item.rpartition(" ")
+            yield f"| `{name}` {what} | {_cell(verdict)} |"
+        yield from (f"| `{item}` | **not reviewed** |" for item in drift["unreviewed"])
+        yield ""
+
+
+def _patches() -> Iterator[str]:
+    yield "## Patches"
+    yield ""
+    yield "Applied once per process, after the symbol's parameters were compared; each delegates to the original unless"
+    yield "REDKNOT is asked for. CPU platforms get the last one, all platforms the others."
+    yield ""
+    yield "| symbol | what | why | vLLM | upstream | can go when |"
+    yield "|---|---|---|---|---|---|"
+    for patch in every_patch(lambda module: module == MODULES[-1]):
+        what, why = _opening(patch)
+        cells = [f"`{patch.symbol}`", what, why, patch.versions, patch.upstream, patch.removable_when]
+        yield f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _opening(patch: Patch) -> tuple[str, str]:
+    """The What and the Why that a patch's file opens with."""
+    module = inspect.getmodule(patch.wrap)
+    text = re.sub(r"\s+", " ", (module and module.__doc__) or "")
+    found = re.search(r"What: (.*) Why: (.*)$", text)
+    assert found, f"{module} must open with What: and Why:"
+    return found[1].strip(), found[2].strip()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").strip()
