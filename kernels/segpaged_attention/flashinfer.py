@@ -208,11 +208,11 @@ class FlashInferDecode:
         if count:
             plan, wrapper, indices = self._planned[count]
             indices[: plan.entry.numel()] = page_indices(plan, route, batch.block_tables)
-            grouped = query[:requests].unflatten(1, (kv_heads, -1))
+            grouped = query[:requests].view(requests, kv_heads, -1, layout.head_size)
             rows = grouped.index_select(1, route.global_heads).flatten(0, 1)  # [R * N, g, D]
             result = wrapper.run(rows, (route.keys, route.values))
-            target = output[:requests].unflatten(1, (kv_heads, -1))
-            target.index_copy_(1, route.global_heads, result.unflatten(0, (requests, count)))
+            target = output[:requests].view(requests, kv_heads, -1, layout.head_size)
+            target.index_copy_(1, route.global_heads, result.view(requests, count, -1, layout.head_size))
         if route.local_heads.numel():
             from vllm_redknot.kernels.segpaged_attention.triton_decode import decode_launches
 
