@@ -13,8 +13,8 @@ REVIEWED = {
         "SlidingWindowSpec.num_retained_tokens new": "GPU workers null table entries below it, sinks included:"
         " SinkWindowSpec overrides it so that none is nulled",
         "BlockPool.touch changed": "skips null blocks; we touch sinks only",
-        "get_kv_cache_groups changed": "moved; no longer marks draft layers. Called through a KVCacheConfigBuilder: a model"
-        " with a grouping of its own bypasses it, and is refused",
+        "get_kv_cache_groups changed": "moved; no longer marks draft layers. Called through a KVCacheConfigBuilder:"
+        " a model with a grouping of its own bypasses it, and is refused",
         "CpuPlatform.get_attn_backend_cls changed": "checks the KV dtype of its own backend; still ignores the choice",
         "CpuPlatform.check_and_update_config changed": "sets the default block size later; a given one is checked",
     },
