@@ -1,4 +1,7 @@
-"""Real vLLM engines inside the test process: a start takes seconds instead of half a minute, and the scheduler is in reach."""
+"""Real vLLM engines inside the test process: they start in seconds, and the scheduler is in reach.
+
+One engine lives at a time: vLLM keeps its parallel groups in globals.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from typing import Any
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -27,6 +29,7 @@ class Completion:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # of the chosen tokens
+    runners_up: tuple[dict[int, float], ...]  # per step, the most likely tokens and their logprobs
     prompt_logprobs: tuple[float, ...]  # of prompt tokens 1.., empty unless asked for
     cached_tokens: int
 
@@ -73,7 +76,7 @@ class Engine:
         params = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
-            logprobs=0,
+            logprobs=5,
             prompt_logprobs=0 if prompt_logprobs else None,
             ignore_eos=True,
             detokenize=False,
@@ -94,6 +97,7 @@ def _completion(output: Any) -> Completion:
         logprobs=tuple(
             step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs, strict=True)
         ),
+        runners_up=tuple({token: lp.logprob for token, lp in step.items()} for step in answer.logprobs),
         prompt_logprobs=tuple(step[token].logprob for token, step in pairs),
         cached_tokens=output.num_cached_tokens or 0,
     )
@@ -113,7 +117,6 @@ def engine(model: Path | str, redknot: dict[str, Any] | None = None, **arguments
         "seed": 0,
         **arguments,
     }
-    threads = torch.get_num_threads()
     llm = LLM(str(model), **settings)
     try:
         yield Engine(llm)
@@ -122,10 +125,28 @@ def engine(model: Path | str, redknot: dict[str, Any] | None = None, **arguments
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
-        torch.set_num_threads(threads)
+
+
+def root_mean_square(left: Sequence[float], right: Sequence[float]) -> float:
+    """Root mean square difference of two equally long rows of logprobs."""
+    assert len(left) == len(right) > 0
+    return (sum((a - b) ** 2 for a, b in zip(left, right, strict=True)) / len(left)) ** 0.5
 
 
 def largest_difference(left: Sequence[float], right: Sequence[float]) -> float:
     """Largest absolute difference of two equally long rows of logprobs."""
     assert len(left) == len(right) > 0
     return max(abs(a - b) for a, b in zip(left, right, strict=True))
+
+
+FP32_BOUND = 1e-3
+"""In fp32 only the order of summation differs between two schedules."""
+
+
+def assert_same(got: Sequence[Completion], expected: Sequence[Completion]) -> None:
+    """Equal tokens, and logprobs within `FP32_BOUND`."""
+    for left, right in zip(got, expected, strict=True):
+        assert left.token_ids == right.token_ids
+        assert largest_difference(left.logprobs, right.logprobs) < FP32_BOUND
+        if left.prompt_logprobs and right.prompt_logprobs:
+            assert largest_difference(left.prompt_logprobs, right.prompt_logprobs) < FP32_BOUND

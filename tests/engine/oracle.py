@@ -15,7 +15,13 @@ State = list[list[tuple[int, int] | None]]
 
 
 def _attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **kwargs: Any
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    scaling: float,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [1, Hq, T, D], key and value [1, H, T, D]; every head gets its own [T, T] mask."""
     del mask, kwargs
@@ -40,7 +46,9 @@ class MaskedModel:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         AttentionInterface.register(NAME, _attention)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=NAME).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=NAME
+        ).eval()
 
     @torch.inference_mode()
     def prompt_logprobs(self, prompt: Sequence[int], heads: State) -> list[float]:

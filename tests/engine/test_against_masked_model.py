@@ -1,66 +1,30 @@
 """The engine against an independent model with explicit per-head masks, on real weights."""
 
-import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
+from tests.engine.conftest import Cut
 from tests.engine.harness import engine, largest_difference
-from tests.engine.oracle import MaskedModel, State
-from vllm_redknot.evals.texts import essays
+from tests.engine.head_files import random_heads, write
+from tests.engine.oracle import MaskedModel
 
 pytestmark = pytest.mark.slow
 
-LENGTH = 700
 
-
-def random_heads(seed: int) -> State:
-    """Classes, windows and sinks drawn at random; windows start and end anywhere in a page."""
-    draw = random.Random(seed)
-    return [
-        [None if draw.random() < 0.3 else (draw.choice([1, 7, 32, 100, 257]), draw.choice([0, 1, 5, 40])) for _ in range(3)]
-        for _ in range(30)
-    ]
-
-
-def head_file(folder: Path, heads: State) -> Path:
-    """The heads as a published-format (V1) head-class file."""
-    path = folder / "heads.json"
-    path.write_text(
-        json.dumps(
-            {
-                "num_layers": len(heads),
-                "num_kv_heads": len(heads[0]),
-                "kv_head_classification": [["global" if h is None else "local" for h in row] for row in heads],
-                "kv_head_max_distance": [[-1 if h is None else h[0] for h in row] for row in heads],
-                "kv_head_sink_size": [[0 if h is None else h[1] for h in row] for row in heads],
-            }
-        )
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def prompts(model_path: Path) -> list[list[int]]:
-    """Two prompts of natural text; the second ends in the middle of a page."""
-    ids = AutoTokenizer.from_pretrained(model_path)(essays()[:12_000])["input_ids"]
-    return [ids[:LENGTH], ids[LENGTH : 2 * LENGTH - 21]]
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "chunk"), [(0, 64), (1, 512), (2, 2048)])
 def test_logprobs_equal_those_of_explicit_masks_in_fp32(
-    seed: int, model_path: Path, prompts: list[list[int]], tmp_path: Path
+    seed: int, chunk: int, model_path: Path, cut: Cut, tmp_path: Path
 ) -> None:
-    heads = random_heads(seed)
+    heads = random_heads(30, 3, seed)
+    # The second prompt ends in the middle of a page.
+    prompts = [cut(0, 500), cut(500, 467)]
     model = MaskedModel(model_path, torch.float32)
     expected = [model.prompt_logprobs(prompt, heads) for prompt in prompts]
     dense = model.prompt_logprobs(prompts[0], [[None] * 3] * 30)
-    with engine(
-        model_path, {"heads": str(head_file(tmp_path, heads))}, dtype="float32", max_num_batched_tokens=[64, 512, 2048][seed]
-    ) as ours:
+    settings = {"heads": write(tmp_path, heads)}
+    with engine(model_path, settings, dtype="float32", max_num_batched_tokens=chunk) as ours:
         got = ours.complete(prompts, max_tokens=1, prompt_logprobs=True)
     for completion, logprobs in zip(got, expected, strict=True):
         assert largest_difference(completion.prompt_logprobs, logprobs) < 1e-3

@@ -1,0 +1,23 @@
+"""Token-id prompts cut from natural text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from vllm_redknot.evals.texts import essays
+
+Cut = Callable[[int, int], list[int]]
+
+
+@pytest.fixture(scope="session")
+def cut(model_path: Path) -> Cut:
+    """``cut(start, length)``: `length` tokens of the essays from token `start` on."""
+    ids = AutoTokenizer.from_pretrained(model_path)(essays()[:200_000])["input_ids"]
+
+    def prompt(start: int, length: int) -> list[int]:
+        assert start + length <= len(ids)
+        return list(ids[start : start + length])
+
+    return prompt
