@@ -244,7 +244,13 @@ class _FileChecks:
                 return
         elif isinstance(call.func, ast.Attribute) and (base := self._type(call.func.value, types)):
             member = base.view.members.get(call.func.attr)
-            if call.func.attr in base.own or member is None or member.function is None:
+            if call.func.attr in base.own or member is None:
+                return
+            if member.is_property:
+                self._say(
+                    "call", f"{member.owner.module}:{member.owner.name}.{member.name}()", "is a property"
+                )
+            if member.function is None:
                 return
             symbol = f"{member.owner.module}:{member.owner.name}.{member.name}"
             signature = bound(member.function)
