@@ -112,6 +112,17 @@ def test_padded_head_sizes_and_fp32_stay_within_the_bounds(capability: int) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("splits", [1, 8])
+def test_decode_of_a_list_of_heads_stays_within_the_bounds(splits: int) -> None:
+    case = case_of(128, 4, 16, 0.0, torch.bfloat16)
+    heads, output = torch.tensor([1], dtype=torch.int32), torch.empty_like(case.query)
+    launches = decode_launches(case.query, case.layout, case.batch, output, 0.1, 0.0, heads, splits)
+    for resources in (compile_launch(launch, 90) for launch in launches):
+        assert resources.stack == 0
+        assert resources.registers <= 168
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("head_size", [64, 128, 256])
 def test_the_kv_write_neither_spills_nor_splits_its_stores(capability: int, head_size: int) -> None:

@@ -52,7 +52,8 @@ def attend(case: Case) -> torch.Tensor:
 def test_random_batches_match_the_oracle_for_every_head_size_and_dtype(
     head_size: int, dtype: torch.dtype
 ) -> None:
-    for seed in range(100, 103):
+    # The small fp32 tiles are many interpreter steps.
+    for seed in range(100, 101 if dtype == torch.float32 else 103):
         case = build_case(random_shape(seed, head_size, dtype, max_query=90, max_context=400), seed)
         check(case, attend(case))
 
