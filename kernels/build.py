@@ -4,6 +4,7 @@ The library has a plain C interface and includes no torch header: it builds in s
 importing anything, and the same core runs under sanitizers in tests/fuzz. Each file gets its own instruction-set flags.
 """
 
+import atexit
 import fcntl
 import hashlib
 import os
@@ -159,11 +160,11 @@ def library(cache_dir: Path | None = None, compiler: Compiler | None = None) -> 
         BuildError: no compiler, or it failed.
     """
     compiler = compiler or find_compiler()
-    folder = (cache_dir or default_cache_dir()) / cache_key(compiler)
-    target = folder / "segpaged.so"
-    if target.exists():
-        return target
     try:
+        folder = (cache_dir or default_cache_dir()) / cache_key(compiler)
+        target = folder / "segpaged.so"
+        if target.exists():
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             # Another process may have finished while this one waited for the lock.
@@ -171,14 +172,23 @@ def library(cache_dir: Path | None = None, compiler: Compiler | None = None) -> 
                 compile_library(compiler, target)
         return target
     except OSError:
-        target = Path(tempfile.mkdtemp(prefix="redknot-kernels-")) / "segpaged.so"
+        private = Path(tempfile.mkdtemp(prefix="redknot-kernels-"))
+        atexit.register(shutil.rmtree, private, ignore_errors=True)
+        target = private / "segpaged.so"
         compile_library(compiler, target)
         return target
 
 
 def default_cache_dir() -> Path:
-    """Where compiled kernels are kept unless the configuration says otherwise."""
-    return Path.home() / ".cache" / "vllm-redknot" / "kernels"
+    """Where compiled kernels are kept unless the configuration says otherwise.
+
+    Raises:
+        OSError: this user has no home.
+    """
+    try:
+        return Path.home() / ".cache" / "vllm-redknot" / "kernels"
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _accepts(compiler: Compiler, flags: tuple[str, ...]) -> bool:

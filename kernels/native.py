@@ -1,8 +1,8 @@
 """The compiled CPU kernels: loaded once per process, absent (with one warning) where they cannot be built."""
 
 import ctypes
-import functools
 import logging
+import threading
 from pathlib import Path
 
 import torch
@@ -77,16 +77,26 @@ class Native:
         return out
 
 
-@functools.cache
-def load(cache_dir: Path | None = None) -> Native | None:
-    """The kernels, built into `cache_dir` if need be (default: `build.default_cache_dir`); None where that fails.
+_lock = threading.Lock()
+_loaded: list[Native | None] = []
 
-    The result is kept: call it with the configured folder before the first kernel runs.
+
+def load(cache_dir: Path | None = None) -> Native | None:
+    """The kernels, built into `cache_dir` if need be; None where that fails, with one warning.
+
+    The first call of a process decides: give it the configured folder before a kernel runs. Later calls return what it
+    found, whatever they name.
+
+    Args:
+        cache_dir: folder of compiled kernels; default `build.default_cache_dir`.
     """
-    try:
-        return Native(library(cache_dir))
-    except (BuildError, OSError) as error:
-        logger.warning(
-            "CPU kernels are not available, attention runs in plain torch and will be slow: %s", error
-        )
-        return None
+    with _lock:
+        if not _loaded:
+            try:
+                _loaded.append(Native(library(cache_dir)))
+            except (BuildError, OSError) as error:
+                logger.warning(
+                    "CPU kernels are missing, attention runs in plain torch, many times slower: %s", error
+                )
+                _loaded.append(None)
+    return _loaded[0]

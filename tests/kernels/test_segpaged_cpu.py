@@ -11,7 +11,7 @@ from vllm_redknot.kernels.segpaged_attention import segpaged_attention
 from vllm_redknot.kernels.segpaged_attention.torch_path import segpaged_attention_torch
 
 # Half an ulp of the output, and the same again of the largest |v| (4 to 5) for weights rounded to the KV dtype.
-TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-5}
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 5e-5}
 
 
 def run(case: Case, attention: Callable[..., None] = segpaged_attention) -> torch.Tensor:

@@ -22,27 +22,27 @@ struct Scratch {
         // Packed K and V take half of a 1 MiB L2 at most, a score row a fraction of L1.
         tile_keys = kTileBytes / (steps * 4) / kKeyGrain * kKeyGrain;
         tile_keys = tile_keys > kMaxTileKeys ? kMaxTileKeys : tile_keys < kKeyGrain ? kKeyGrain : tile_keys;
-        char* next = memory;
+        int64_t next = 0;
         // Inner kernels for matrix tiles read and write whole blocks of rows.
         const int64_t padded = rows + Math::kRows;
         query_stride = (padded_steps() + Math::kWidth - 1) / Math::kWidth * Math::kWidth;
-        take(next, query, padded * query_stride);
-        take(next, key, (int64_t)tile_keys * padded_steps());
-        take(next, value, (int64_t)tile_keys / Math::kStep * args.head_size);
-        take(next, weight, (int64_t)Math::kRows * tile_keys / Math::kStep);
-        take(next, weight_low, Math::kParts == 2 ? (int64_t)Math::kRows * tile_keys / Math::kStep : 0);
-        take(next, score, (int64_t)Math::kRows * tile_keys);
-        take(next, result, padded * args.head_size);
-        take(next, maximum, padded);
-        take(next, sum, padded);
-        take(next, position, tile_keys);
-        take(next, key_row, tile_keys);
-        take(next, value_row, tile_keys);
-        take(next, next_position, tile_keys);
-        take(next, next_key_row, tile_keys);
-        take(next, next_value_row, tile_keys);
-        take(next, zero, args.head_size);
-        bytes = next - memory;
+        take(memory, next, query, padded * query_stride);
+        take(memory, next, key, (int64_t)tile_keys * padded_steps());
+        take(memory, next, value, (int64_t)tile_keys / Math::kStep * args.head_size);
+        take(memory, next, weight, (int64_t)Math::kRows * tile_keys / Math::kStep);
+        take(memory, next, weight_low, Math::kParts == 2 ? (int64_t)Math::kRows * tile_keys / Math::kStep : 0);
+        take(memory, next, score, (int64_t)Math::kRows * tile_keys);
+        take(memory, next, result, padded * args.head_size);
+        take(memory, next, maximum, padded);
+        take(memory, next, sum, padded);
+        take(memory, next, position, tile_keys);
+        take(memory, next, key_row, tile_keys);
+        take(memory, next, value_row, tile_keys);
+        take(memory, next, next_position, tile_keys);
+        take(memory, next, next_key_row, tile_keys);
+        take(memory, next, next_value_row, tile_keys);
+        take(memory, next, zero, args.head_size);
+        bytes = next;
     }
 
     // Steps of a query row and of packed K, rounded up to what the inner kernel contracts at once; the rest is zero.
@@ -67,8 +67,8 @@ private:
     }
 
     template <class T>
-    static void take(char*& next, T*& pointer, int64_t count) {
-        pointer = (T*)next;
+    static void take(char* memory, int64_t& next, T*& pointer, int64_t count) {
+        pointer = memory ? (T*)(memory + next) : nullptr;
         next += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
     }
 };
