@@ -51,14 +51,15 @@ $(VENV)/.redknot-venv:
 	@touch '$@'
 
 $(PINS_STAMP): $(VENV)/.redknot-venv
+	@echo 'Installing the pinned requirements: some minutes the first time.'
 	'$(BIN)/python' -m pip install -q -c requirements/cpu.txt torch
 	'$(BIN)/python' -m pip install -q --no-deps -r requirements/cpu.txt -r requirements/dev.txt
-	'$(BIN)/python' -m pip install -q --no-deps --no-build-isolation ./tools/vllm_metadata
+	'$(BIN)/python' -m pip install -qq --no-deps --no-build-isolation ./tools/vllm_metadata
 	'$(BIN)/python' -m tools.check_pins requirements/cpu.txt requirements/dev.txt
 	@rm -f '$(VENV)'/.redknot-pins-* && touch '$@'
 
 $(PROJECT_STAMP): $(PINS_STAMP)
-	'$(BIN)/python' -m pip install -q --no-deps --no-build-isolation -e .
+	'$(BIN)/python' -m pip install -qq --no-deps --no-build-isolation -e .
 	@rm -f '$(VENV)'/.redknot-project-* && touch '$@'
 
 model: $(PROJECT_STAMP)

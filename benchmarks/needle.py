@@ -60,7 +60,7 @@ def needle_prompt(model_folder: Path, num_tokens: int, depth: float, seed: int) 
     rng = random.Random(seed)
     tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
     passcode = str(rng.randrange(10_000, 100_000))
-    needle = f"The secret passcode is {passcode}. Remember it."
+    needle = f"The secret passcode is {passcode}. Remember it. {passcode} is the secret passcode."
     sentences = essay_sentences()
     start = rng.randrange(len(sentences))
 
