@@ -165,6 +165,31 @@ def test_asking_an_unsupported_vllm_for_redknot_names_the_choices(clean: CleanVl
     assert "CPU_ATTN" in found.result
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--attention-backend", "redknot"],
+        ["--attention-config", '{"backend": "REDKNOT"}'],
+        ["--attention-config.backend", "REDKNOT"],
+        ["--attention-config", '{"backend_per_kind": {"full_attention": "REDKNOT"}}'],
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_knows_the_name(clean: CleanVllm, model_path: Path, flags: list[str]) -> None:
+    found = clean.run(
+        "",
+        f"""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+        arguments = AsyncEngineArgs.from_cli_args(parser.parse_args(["--model", {str(model_path)!r}, *{flags!r}]))
+        from vllm_redknot.settings import is_requested
+        print(json.dumps(is_requested(arguments.create_engine_config())))
+    """,
+    )
+    assert found.result is True
+
+
 def test_a_changed_vllm_function_is_logged_once_and_vllm_goes_on(clean: CleanVllm) -> None:
     found = clean.run(
         STATE,

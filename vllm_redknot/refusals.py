@@ -63,6 +63,9 @@ def _of_model(model_config: Any) -> Iterator[Refusal]:
         yield Refusal("encoder-decoder models")
     if model_config.is_attention_free:
         yield Refusal("models without attention")
+        return
+    if model_config.attn_type == "encoder_only":
+        yield Refusal("models whose attention is not causal")
     if model_config.is_mm_prefix_lm:
         yield Refusal("models that attend to image tokens in both directions")
     if model_config.attention_chunk_size is not None:
@@ -84,15 +87,10 @@ def _special_attention(text: Any) -> Iterator[str]:
     if text.model_type == "gpt_oss":
         yield "learned attention sinks"
     alibi = getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi"
-    mpt = getattr(text, "attn_config", None) if text.model_type == "mpt" else None
-    if alibi or text.model_type == "bloom" or (mpt is not None and _read(mpt, "alibi")):
+    if alibi or text.model_type == "bloom":
         yield "ALiBi"
     if getattr(text, "num_kv_shared_layers", 0):
         yield "layers that share the KV of another layer"
-
-
-def _read(section: Any, key: str) -> Any:
-    return section.get(key) if isinstance(section, dict) else getattr(section, key, None)
 
 
 def _of_engine(vllm_config: Any) -> Iterator[Refusal]:
