@@ -127,6 +127,19 @@ def engine(model: Path | str, redknot: dict[str, Any] | None = None, **arguments
         gc.collect()
 
 
+def count_preemptions(server: Engine) -> list[str]:
+    """A list that grows by a request id whenever the scheduler preempts one."""
+    seen: list[str] = []
+    original = server.scheduler._preempt_request
+
+    def note(request: Any, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(request.request_id)
+        return original(request, *arguments, **keywords)
+
+    server.scheduler._preempt_request = note
+    return seen
+
+
 def root_mean_square(left: Sequence[float], right: Sequence[float]) -> float:
     """Root mean square difference of two equally long rows of logprobs."""
     assert len(left) == len(right) > 0

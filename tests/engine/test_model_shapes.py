@@ -1,80 +1,18 @@
-"""Other models than SmolLM2: head ratios, head sizes, own sliding windows, soft caps; random weights of real magnitude."""
+"""Other models than SmolLM2: head ratios, head sizes, own sliding windows, soft caps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    Qwen3Config,
-)
 
 from tests.engine.harness import ALL_GLOBAL, Completion, engine, largest_difference
 from tests.engine.head_files import random_heads, write
 from tests.engine.oracle import MaskedModel
+from tests.engine.small_models import LAYERS, SHAPES, save
 
 pytestmark = pytest.mark.slow
-
-LAYERS = 3
-BASE = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": LAYERS,
-    "vocab_size": 512,
-    "max_position_embeddings": 1024,
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A small model: its config class, query heads, KV heads, head size, further keys."""
-
-    config: type[PretrainedConfig]
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-SHAPES = {
-    "mha": Shape(LlamaConfig, 4, 4, 64),
-    "gqa_4": Shape(LlamaConfig, 8, 2, 64),
-    "gqa_8": Shape(LlamaConfig, 16, 2, 64),
-    "mqa": Shape(LlamaConfig, 4, 1, 128),
-    "qwen3_head_128_with_qk_norm": Shape(Qwen3Config, 8, 2, 128),
-    "head_256": Shape(LlamaConfig, 2, 2, 256),
-    "head_80": Shape(LlamaConfig, 4, 2, 80),
-    "mistral_own_sliding_window": Shape(MistralConfig, 4, 2, 64, {"sliding_window": 50}),
-    "gemma2_alternating_windows_and_soft_cap": Shape(
-        Gemma2Config,
-        4,
-        2,
-        64,
-        {"sliding_window": 48, "attn_logit_softcapping": 20.0, "query_pre_attn_scalar": 64},
-    ),
-}
-
-
-def save(shape: Shape, folder: Path) -> Path:
-    """Random weights large enough that attention matters."""
-    torch.manual_seed(0)
-    config = shape.config(
-        **BASE,
-        num_attention_heads=shape.query_heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        initializer_range=0.15,
-        **shape.extra,
-    )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
 
 
 def prompts(count: int = 3) -> list[list[int]]:

@@ -1,7 +1,6 @@
 """Servers that schedule differently give the same answers. In fp32, so that a wrong page cannot hide in noise."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from vllm import SamplingParams
@@ -39,31 +38,6 @@ def test_any_page_size_gives_the_same(
 ) -> None:
     with engine(model_path, {}, dtype="float32", block_size=page) as other:
         assert_same(other.complete(prompts, prompt_logprobs=True), expected)
-
-
-def test_preempted_requests_resume_with_the_same_tokens(
-    model_path: Path, cut: Cut, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = [cut(2500 * i, 500 + 40 * i) for i in range(6)]
-    with engine(
-        model_path, {}, dtype="float32", max_model_len=1024, kv_cache_memory_bytes=100 * 2**20
-    ) as roomy:
-        expected = roomy.complete(prompts, max_tokens=160)
-    tight: dict[str, Any] = {"kv_cache_memory_bytes": 46 * 2**20, "max_model_len": 1024}
-    with engine(model_path, {}, dtype="float32", **tight) as cramped:
-        preempted: list[str] = []
-        original = cramped.scheduler._preempt_request
-
-        def count(request: Any, *arguments: Any, **keywords: Any) -> Any:
-            preempted.append(request.request_id)
-            return original(request, *arguments, **keywords)
-
-        monkeypatch.setattr(cramped.scheduler, "_preempt_request", count)
-        total = cramped.free_blocks
-        got = cramped.complete(prompts, max_tokens=160)
-        assert preempted
-        assert cramped.free_blocks == total
-    assert_same(got, expected)
 
 
 def test_several_samples_of_one_prompt_equal_stock(model_path: Path, cut: Cut) -> None:
