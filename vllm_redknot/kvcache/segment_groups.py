@@ -31,7 +31,8 @@ def group_segments(vllm_config: Any, specs: dict[str, KVCacheSpec]) -> list[KVCa
     Raises:
         ValueError: local heads, but vLLM's hybrid KV-cache manager is turned off.
     """
-    if not is_requested(vllm_config) or not any(isinstance(spec, SinkWindowSpec) for spec in specs.values()):
+    # The specs first: where no head is local, the engine's configuration is not even looked at.
+    if not any(isinstance(spec, SinkWindowSpec) for spec in specs.values()) or not is_requested(vllm_config):
         return None
     if vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
         raise ValueError(
