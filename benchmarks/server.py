@@ -34,6 +34,19 @@ class Capacity:
     max_model_len: int
     max_concurrency: float
 
+    @classmethod
+    def of_log(cls, log: Path) -> "Capacity":
+        """The capacity line of a server's log.
+
+        Raises:
+            ServerError: the log has no such line.
+        """
+        found = CAPACITY.search(log.read_text(encoding="utf-8", errors="replace"))
+        if found is None:
+            raise ServerError(f"no KV cache size in the server's log\n{log_tail(log)}")
+        tokens, max_model_len = (int(number.replace(",", "")) for number in found.groups()[:2])
+        return cls(tokens, max_model_len, float(found.group(3)))
+
 
 @dataclass(frozen=True)
 class Server:
@@ -41,6 +54,7 @@ class Server:
 
     port: int
     log: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def base_url(self) -> str:
@@ -48,16 +62,8 @@ class Server:
         return f"http://{HOST}:{self.port}/v1"
 
     def capacity(self) -> Capacity:
-        """The capacity line of the log.
-
-        Raises:
-            ServerError: the log has no such line.
-        """
-        found = CAPACITY.search(self.log.read_text(encoding="utf-8", errors="replace"))
-        if found is None:
-            raise ServerError(f"no KV cache size in the server's log\n{log_tail(self.log)}")
-        tokens, max_model_len = (int(number.replace(",", "")) for number in found.groups()[:2])
-        return Capacity(tokens, max_model_len, float(found.group(3)))
+        """What fits the KV-cache pool; raises ServerError where the log does not say."""
+        return Capacity.of_log(self.log)
 
 
 def free_port() -> int:
@@ -103,7 +109,7 @@ def serving(model: Path, flags: Sequence[str], log: Path, timeout: float = 240.0
         )
     try:
         wait_until_healthy(process, port, log, timeout)
-        yield Server(port, log)
+        yield Server(port, log, process)
     finally:
         stop(process)
 

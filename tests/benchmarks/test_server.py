@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.server import Server, ServerError, free_port, stop, wait_until_healthy
+from benchmarks.server import Capacity, ServerError, free_port, stop, wait_until_healthy
 
 
 def start(code: str) -> subprocess.Popen[bytes]:
@@ -25,7 +25,7 @@ def test_the_capacity_line_is_read(tmp_path: Path) -> None:
         "x\n(EngineCore pid=1) INFO [kv_cache_utils.py:2327] CPU KV cache size: 46,592 tokens,"
         " Maximum concurrency for 8,192 tokens per request: 5.69x\n"
     )
-    capacity = Server(1, log).capacity()
+    capacity = Capacity.of_log(log)
     assert (capacity.tokens, capacity.max_model_len, capacity.max_concurrency) == (46592, 8192, 5.69)
 
 
@@ -33,7 +33,7 @@ def test_a_log_without_a_capacity_line_is_an_error_that_shows_it(tmp_path: Path)
     log = tmp_path / "log"
     log.write_text("nothing of the kind\n")
     with pytest.raises(ServerError, match="nothing of the kind"):
-        Server(1, log).capacity()
+        Capacity.of_log(log)
 
 
 def test_a_server_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> None:
