@@ -102,6 +102,20 @@ def test_local_heads_without_the_hybrid_manager_are_refused(config: Any) -> None
     assert group_segments(config, named(GLOBAL, GLOBAL)) is None
 
 
+def test_a_connector_that_would_leave_out_sinks_is_refused(config: Any) -> None:
+    config.kv_transfer_config = SimpleNamespace(kv_connector="NixlConnector", kv_connector_module_path=None)
+    with pytest.raises(ValueError, match="KV connector 'NixlConnector' does not keep the sink tokens"):
+        group_segments(config, named(GLOBAL, local()))
+    assert group_segments(config, named(GLOBAL, GLOBAL)) is None
+
+
+def test_our_own_connectors_are_let_through(config: Any) -> None:
+    config.kv_transfer_config = SimpleNamespace(
+        kv_connector="SegmentStore", kv_connector_module_path="vllm_redknot.reuse.connector"
+    )
+    assert group_segments(config, named(GLOBAL, local())) is not None
+
+
 def test_the_plan_is_logged_in_one_line(config: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="vllm.redknot"):
         group_segments(config, named(GLOBAL, local(), local()))

@@ -13,7 +13,7 @@ import torch
 from vllm.utils.hashing import sha256
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
 from vllm.v1.kv_cache_spec_registry import _REGISTRY_KVCACHESPEC_LIST, KVCacheSpecRegistry
 
 from vllm_redknot.kvcache.manager import SinkWindowManager
@@ -118,8 +118,8 @@ def random_world(seed: int) -> World:
     max_batched_tokens = rng.choice([16, 48, 100, 256])
     concurrent_batches = rng.choice([1, 1, 2, 2, 3])
     config = _config(rng, max_model_len, max_batched_tokens * concurrent_batches)
-    specs = _group_specs(rng, config)
-    rules = tuple(_rule(group.kv_cache_spec) for group in specs)
+    specs, segments = _group_specs(rng, config)
+    rules = tuple(_rule(group, segments) for group in specs)
     cap = sum(
         -(-group.kv_cache_spec.max_memory_usage_bytes(config) // group.kv_cache_spec.page_size_bytes)
         for group in specs
@@ -156,25 +156,24 @@ def _config(rng: random.Random, max_model_len: int, max_in_flight_tokens: int) -
     )
 
 
-def _group_specs(rng: random.Random, config: Any) -> list[KVCacheGroupSpec]:
+def _group_specs(rng: random.Random, config: Any) -> tuple[list[KVCacheGroupSpec], dict[str, KVCacheSpec]]:
+    """Groups as the engine would plan them, and the segments they are made of."""
     block_size = rng.choice([16, 32])
     if rng.random() < 0.15:
-        # vLLM's own grouping of unequal pages: the larger page is met by smaller blocks' multiples.
-        return [
-            KVCacheGroupSpec(["global"], FullAttentionSpec(block_size=32, **PAGE)),
-            KVCacheGroupSpec(["local"], _local(rng, 16)),
-        ]
-    segments = rng.randrange(2, 40)
+        # vLLM's own grouping, for models whose pages differ, may give groups different block sizes.
+        segments = {"global": FullAttentionSpec(block_size=32, **PAGE), "local": _local(rng, 16)}
+        return [KVCacheGroupSpec([name], spec) for name, spec in segments.items()], segments
+    count = rng.randrange(2, 40)
     global_share = rng.choice([0.0, 0.1, 0.1, 0.3, 0.6])
     kinds = [_local(rng, block_size) for _ in range(rng.randrange(1, 4))]
-    specs = {
+    segments = {
         f"segment_{i}": FullAttentionSpec(block_size=block_size, **PAGE)
         if rng.random() < global_share
         else rng.choice(kinds)
-        for i in range(segments)
+        for i in range(count)
     }
-    groups = group_segments(config, specs)
-    return groups or [KVCacheGroupSpec(list(specs), next(iter(specs.values())))]
+    groups = group_segments(config, segments)
+    return groups or [KVCacheGroupSpec(list(segments), next(iter(segments.values())))], segments
 
 
 def _local(rng: random.Random, block_size: int) -> SinkWindowSpec:
@@ -183,11 +182,16 @@ def _local(rng: random.Random, block_size: int) -> SinkWindowSpec:
     return SinkWindowSpec(block_size=block_size, sliding_window=window, num_sink_tokens=sink, **PAGE)
 
 
-def _rule(spec: Any) -> GroupRule:
+def _rule(group: KVCacheGroupSpec, segments: dict[str, KVCacheSpec]) -> GroupRule:
+    """What the members of a group need, asked of them and not of their merged spec."""
+    spec = group.kv_cache_spec
+    if not isinstance(spec, SinkWindowSpec):
+        return GroupRule(spec.block_size, None, 0)
+    members = [segments[name] for name in group.layer_names]
     return GroupRule(
         spec.block_size,
-        spec.sliding_window if isinstance(spec, SinkWindowSpec) else None,
-        getattr(spec, "num_sink_tokens", 0),
+        max(member.sliding_window for member in members),
+        max(member.num_sink_tokens for member in members),
     )
 
 

@@ -29,7 +29,7 @@ def group_segments(vllm_config: Any, specs: dict[str, KVCacheSpec]) -> list[KVCa
         specs: KV-cache layer name -> its spec, of all workers.
 
     Raises:
-        ValueError: local heads, but vLLM's hybrid KV-cache manager is turned off.
+        ValueError: local heads, but vLLM's hybrid KV-cache manager is turned off, or a KV connector that drops sinks.
     """
     # The specs first: where no head is local, the engine's configuration is not even looked at.
     if not any(isinstance(spec, SinkWindowSpec) for spec in specs.values()) or not is_requested(vllm_config):
@@ -40,6 +40,7 @@ def group_segments(vllm_config: Any, specs: dict[str, KVCacheSpec]) -> list[KVCa
             ' --disable-hybrid-kv-cache-manager or a KV connector without SupportsHMA). Turn it on, or use "heads":'
             ' "all-global".'
         )
+    _refuse_other_connectors(vllm_config)
     if len({_page_format(spec) for spec in specs.values()}) != 1:
         logger.warning(
             "REDKNOT: KV-cache layers of different page formats; vLLM's own grouping serves this model"
@@ -53,6 +54,17 @@ def group_segments(vllm_config: Any, specs: dict[str, KVCacheSpec]) -> list[KVCa
         KVCacheGroupSpec(list(names), _merged(vllm_config, [specs[name] for name in names], dense_blocks))
         for names in plan.groups
     ]
+
+
+def _refuse_other_connectors(vllm_config: Any) -> None:
+    """vLLM's connectors take a local head for a sliding window: they would move its window and leave out its sinks."""
+    transfer = getattr(vllm_config, "kv_transfer_config", None)
+    if transfer is None or (transfer.kv_connector_module_path or "").split(".")[0] == "vllm_redknot":
+        return
+    raise ValueError(
+        f"KV connector {transfer.kv_connector!r} does not keep the sink tokens of local heads. Serve without it, or"
+        ' use "heads": "all-global".'
+    )
 
 
 def _page_format(spec: KVCacheSpec) -> tuple[Any, ...] | None:
