@@ -13,6 +13,7 @@ from vllm.v1.attention.backend import (
 
 from vllm_redknot.attention.model import find_model
 from vllm_redknot.attention.step import Step
+from vllm_redknot.settings import settings_of
 
 
 class RedknotMetadataBuilder(AttentionMetadataBuilder[Step]):
@@ -29,6 +30,13 @@ class RedknotMetadataBuilder(AttentionMetadataBuilder[Step]):
         assert model is not None, "a builder is made for layers that the loader has segmented"
         self._tables = model.tables
         self._group = model.bind_group(layer_names)
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        """FlashInfer plans on the host before each step, outside of any graph."""
+        if settings_of(vllm_config).decode_kernel == "flashinfer":
+            return AttentionCGSupport.NEVER
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False

@@ -13,9 +13,7 @@ from vllm_redknot.attention.model import SegmentedModel, find_model
 from vllm_redknot.attention.segments import add_segments
 from vllm_redknot.attention.step import Step
 from vllm_redknot.heads.profile import HeadVisibility
-from vllm_redknot.kernels.kv_write import kv_write
 from vllm_redknot.kernels.layout import GLOBAL_WINDOW, SegmentLayout
-from vllm_redknot.kernels.segpaged_attention import segpaged_attention
 from vllm_redknot.support import UnsupportedError
 
 
@@ -78,6 +76,7 @@ class RedknotImpl(AttentionImpl[Step]):
             )
         self._visibilities = self.model.visibilities(layer_name, self.num_kv_heads, self.sliding_window)
         self._names = add_segments(self._context, layer_name, self._visibilities, self.model)
+        self.model.layers.append(self)
 
     def forward(
         self,
@@ -114,19 +113,23 @@ class RedknotImpl(AttentionImpl[Step]):
             layout is None
             or layout.pool.untyped_storage().data_ptr() != kv_cache.untyped_storage().data_ptr()
         ):
-            layout = self._layout = self._bind(kv_cache)
-        kv_write(key, value, layout, attn_metadata.slot_mappings)
-        segpaged_attention(query, layout, attn_metadata.batch, output, self.scale, self.logits_soft_cap)
+            self.model.bind_layers()
+            layout = self._layout
+            assert layout is not None
+        kernels = self.model.kernels
+        kernels.write(key, value, layout, attn_metadata)
+        kernels.attend(query, layout, attn_metadata, output, self.scale, self.logits_soft_cap)
         return output
 
-    def _bind(self, kv_cache: torch.Tensor) -> SegmentLayout:
-        """Describe where vLLM has put the layer's segments."""
+    def bind(self) -> SegmentLayout:
+        """Find out where vLLM has put the layer's segments."""
         caches = [self._context[name].kv_cache for name in self._names]
+        kv_cache = caches[0]
         device, size = kv_cache.device, self.head_size
         assert all(cache.stride() == kv_cache.stride() for cache in caches), "segments share one page format"
         pool = torch.empty(0, dtype=kv_cache.dtype, device=device).set_(kv_cache.untyped_storage())
         windows = [GLOBAL_WINDOW if seen.window is None else seen.window for seen in self._visibilities]
-        return SegmentLayout(
+        self._layout = SegmentLayout(
             pool=pool,
             base=torch.tensor([cache.storage_offset() for cache in caches], dtype=torch.int64, device=device),
             group=_int32([self.model.group_of(name) for name in self._names], device),
@@ -138,6 +141,7 @@ class RedknotImpl(AttentionImpl[Step]):
             page_size=kv_cache.shape[2],
             head_size=size,
         )
+        return self._layout
 
 
 def _int32(values: list[int], device: torch.device) -> torch.Tensor:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
+from vllm_redknot.attention.kernel_choice import choose_kernels
 from vllm_redknot.attention.step import StepTables
 from vllm_redknot.heads.profile import EVERYTHING, HeadVisibility
 from vllm_redknot.heads.tensor_parallel import per_rank
+from vllm_redknot.kernels.layout import SegmentLayout
 from vllm_redknot.settings import settings_of
 from vllm_redknot.support import resolve_model_heads
 
 logger = init_logger("vllm.redknot")
+
+
+class SegmentedLayer(Protocol):
+    """An attention layer whose heads are segments."""
+
+    def bind(self) -> SegmentLayout:
+        """Find out where vLLM has put the segments."""
 
 
 class SegmentedModel:
@@ -28,6 +37,8 @@ class SegmentedModel:
         sharded = per_rank(resolved.profile, vllm_config.parallel_config.tensor_parallel_size)
         self.profile = sharded.profile
         self.tables = StepTables(vllm_config)
+        self.kernels = choose_kernels(self.settings, vllm_config.device_config.device_type)
+        self.layers: list[SegmentedLayer] = []
         self._group_of: dict[str, int] = {}
         self._groups: list[tuple[str, ...]] = []
         logger.info_once("REDKNOT: %s (%s)", resolved.profile.describe(), resolved.origin)
@@ -50,6 +61,10 @@ class SegmentedModel:
             return [EVERYTHING] * num_kv_heads
         layer = extract_layer_index(layer_name)
         return [self.profile.visibility(layer, head) for head in range(num_kv_heads)]
+
+    def bind_layers(self) -> None:
+        """Find out where vLLM has allocated the segments of all layers, and tell the kernels."""
+        self.kernels.prepare([layer.bind() for layer in self.layers])
 
     def bind_group(self, names: Sequence[str]) -> int:
         """Number of the KV-cache group that holds these segments; groups are numbered in the order they are bound.

@@ -18,6 +18,7 @@ class Step:
     slot_mappings: torch.Tensor  # int64 [G, T]
     block_tables: torch.Tensor  # int32 [G, R, P]
     batch: Batch
+    seq_lens_cpu: torch.Tensor  # int32 [R] on the CPU, exact without speculative decoding
 
 
 class StepTables:
@@ -77,7 +78,7 @@ class StepTables:
             common.max_query_len,
             common.max_seq_len,
         )
-        return Step(slot_mappings, tables, batch)
+        return Step(slot_mappings, tables, batch, common.seq_lens_cpu_upper_bound)
 
     def _reserve(self, device: torch.device, requests: int, pages: int, tokens: int) -> None:
         table_size = self._num_groups * max(requests, self._max_requests) * max(pages, self._max_pages)
