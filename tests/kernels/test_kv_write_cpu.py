@@ -61,3 +61,22 @@ def test_random_writes_equal_the_oracle(head_size: int, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("seed", range(6))
 def test_the_torch_path_equals_the_oracle(seed: int) -> None:
     check(seed, 64, torch.bfloat16, kv_write_torch)
+
+
+def test_a_slot_outside_the_pool_is_refused() -> None:
+    layout = random_layout(random.Random(0), 1, 1, 64, torch.float32)
+    row = torch.zeros(1, 1, 64)
+    for slot in (PAGES * PAGE, 2**40, 2**62):
+        with pytest.raises(IndexError, match=f"KV head 0: slot {slot} lies outside the pool"):
+            kv_write(row, row, layout, torch.tensor([[slot]]))
+
+
+def test_arguments_of_the_wrong_shape_dtype_or_order_are_refused() -> None:
+    layout = random_layout(random.Random(0), 2, 1, 64, torch.float32)
+    row, slots = torch.zeros(3, 2, 64), torch.tensor([[0, 1, 2]])
+    with pytest.raises(ValueError, match=r"key must be torch\.float32"):
+        kv_write(row.half(), row, layout, slots)
+    with pytest.raises(ValueError, match="value's rows must be contiguous"):
+        kv_write(row, torch.zeros(64, 2, 3).T, layout, slots)
+    with pytest.raises(ValueError, match="slot_mappings must be contiguous int64"):
+        kv_write(row, row, layout, slots.int())

@@ -31,6 +31,12 @@ struct Memory {
     ~Memory() { free(data); }
 };
 
+// A function of its own, so that every OpenMP thread passes the definition and frees its memory when it ends.
+Memory& thread_scratch() {
+    static thread_local Memory memory;
+    return memory;
+}
+
 struct Split {
     Item item;  // of the first part; the parts follow one another in the list of items
     int first, parts;
@@ -153,9 +159,8 @@ int run(SegpagedArgs& args, const Variant& variant) {
         int expected = SEGPAGED_OK;
         if (status.compare_exchange_strong(expected, SEGPAGED_BAD_PAGE)) args = local;
     };
-    static thread_local Memory scratch;
     if (args.num_threads <= 1 || count <= 1) {
-        char* memory = scratch.reserve(bytes);
+        char* memory = thread_scratch().reserve(bytes);
         if (!memory) return SEGPAGED_NO_MEMORY;
         for (int i = 0; i < count && status == SEGPAGED_OK; ++i) work(plan, i, memory);
         return status;
@@ -164,7 +169,7 @@ int run(SegpagedArgs& args, const Variant& variant) {
     const int threads = std::min(args.num_threads, count);
 #pragma omp parallel num_threads(threads)
     {
-        char* memory = scratch.reserve(bytes);
+        char* memory = thread_scratch().reserve(bytes);
         if (!memory) status = SEGPAGED_NO_MEMORY;
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < count; ++i)
