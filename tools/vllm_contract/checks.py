@@ -133,7 +133,7 @@ class _FileChecks:
         member = view.members.get(name)
         problem = None
         if member is None:
-            problem = f"{owner} overrides it, and there is no such attribute"
+            problem = f"{owner} overrides it, and there is no such attribute (is {name} ours alone? Then declare it)"
         elif isinstance(statement, Function) and member.function is not None:
             problem = override_problem(signature_of(statement), signature_of(member.function))
         elif isinstance(statement, Function) != isinstance(member.node, Function):

@@ -13,6 +13,7 @@ RECEIVERS = {
 """Names of parameters -> the class of what vLLM hands over."""
 
 OURS = {
+    "RedknotImpl.bind": "called by our own model state",
     "SinkWindowSpec.num_sink_tokens": "what the subclass adds",
     "SinkWindowSpec.num_sink_blocks": "what the subclass adds",
     "SinkWindowSpec.num_retained_tokens": "only vLLM 0.33 reads it",

@@ -41,9 +41,28 @@ own source: imports, attributes, calls, overrides; `tools/vllm_contract/declared
 """
 
 
+TAIL = """
+## Features of vLLM
+
+Refused before any process is spawned, in one line that names the remedy (`vllm_redknot/refusals.py`): speculative
+decoding, decode and prefill context parallelism, micro-batching, quantised KV or KV of another type than the model,
+KV-sharing fast prefill, pages that are no multiple of 16 tokens, `backend_per_kind` that gives only some of the KV
+heads to REDKNOT; MLA, encoder-only, encoder-decoder and attention-free models, chunked local attention, learned sinks,
+ALiBi, shared KV layers, head sizes without a kernel. With local heads also: a disabled hybrid KV-cache manager, and KV
+connectors other than the plugin's (they take a sliding window to be all that a request keeps). A layer whose class
+narrows what a token sees is refused when the model is loaded.
+
+Single encoder layers of a decoder model use vLLM's own backend on CPUs, with a log line. LoRA, prompt embeddings,
+pooling of decoder models, several API servers and data parallelism are served.
+
+Through Python, give `LLM(..., attention_backend="REDKNOT")`: vLLM reads `attention_config={"backend": ...}` before it
+loads plugins, so that form needs `vllm.plugins.load_general_plugins()` first. The command line takes either.
+"""
+
+
 def page(outcome: dict[str, Any]) -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_releases(outcome), *_drift(outcome), *_patches()]) + "\n"
+    return "\n".join([HEAD, *_releases(outcome), *_drift(outcome), *_patches(), TAIL])
 
 
 def _releases(outcome: dict[str, Any]) -> Iterator[str]:
