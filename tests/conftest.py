@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Tests run in as many processes as there are cores; vLLM on a CPU computes with few threads anyway.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
