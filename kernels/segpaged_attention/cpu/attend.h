@@ -5,13 +5,12 @@
 // one 32-bit lane carries along the contracted dimension: one fp32, or a pair of bf16.
 #pragma once
 
-#include "scratch.h"
 #include "pack.h"
 #include "softmax.h"
 #include "direct.h"
 
-// Keys of a tile on the few-rows path: its K and V fill half of a 64 KiB stretch of L2 while the next tile arrives.
-constexpr int kDirectTileKeys = 128;
+// Keys of a tile on the few-rows path: enough to spread the softmax, few enough that two tiles stay in L2.
+constexpr int kDirectTileKeys = 64;
 
 // The vectors of tile keys [tile_begin, tile_end) that rows at positions first .. last see: sinks and window, 0 to 2 ranges.
 template <class Math>
@@ -112,12 +111,14 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
 
     const bool direct = rows <= Math::kDirectRows;
     const int tile = direct && s.tile_keys > kDirectTileKeys ? kDirectTileKeys : s.tile_keys;
+    s.next.half = tile / 2;
+    s.next.row_bytes = head_size * (int)sizeof(S);
     // Finds the rows of the tile at `begin`, which the arithmetic of the tile before it then has time to fetch.
     auto look_ahead = [&](int begin) {
-        s.next_keys = begin + tile < item.key_end ? tile : item.key_end - begin;
-        if (s.next_keys < 0) s.next_keys = 0;
+        s.next.keys = begin + tile < item.key_end ? tile : item.key_end - begin;
+        if (s.next.keys < 0) s.next.keys = 0;
         int bad = 0;
-        if (pages.rows(run, begin, begin + s.next_keys, s.next_key_row, s.next_value_row, s.next_position, &bad)) return true;
+        if (pages.rows(run, begin, begin + s.next.keys, s.next.key_row, s.next.value_row, s.next.position, &bad)) return true;
         args.bad_request = item.request;
         args.bad_head = item.head;
         args.bad_position = bad;
@@ -128,7 +129,7 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
     Math::begin();
     bool good = true;
     for (int tile_begin = item.key_begin; good && tile_begin < item.key_end; tile_begin += tile) {
-        const int real_keys = s.next_keys, tile_end = tile_begin + real_keys, keys = (real_keys + G - 1) / G * G;
+        const int real_keys = s.next.keys, tile_end = tile_begin + real_keys, keys = (real_keys + G - 1) / G * G;
         s.turn_to_next_tile();
         good = look_ahead(tile_begin + tile);
         for (int k = real_keys; k < keys; ++k) {
@@ -136,7 +137,7 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
             s.position[k] = INT32_MAX;
         }
         if (!direct) {
-            pack_keys(s, keys, head_size);
+            pack_keys(s, keys);
             pack_values(s, keys, head_size);
         }
         for (int row = 0; row < rows; row += Math::kRows) {
@@ -146,7 +147,7 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
             const int num_ranges = block_ranges<Math>(run, first, last, tile_begin, tile_end, soft, ranges);
             if (!num_ranges) continue;
             for (int i = 0; i < num_ranges; ++i) {
-                if (direct) direct_scores(s, row, count, ranges[i], head_size);
+                if (direct) direct_scores(s, row, count, ranges[i]);
                 else score_block(s, row, count, ranges[i]);
             }
             float factors[Math::kRows];

@@ -29,7 +29,7 @@ SEGPAGED_INLINE typename Lanes<W>::F fold_all(typename Lanes<W>::F (&part)[Count
 
 // Scores of `Rows` query rows against W keys: vectors run along the head, four keys at a time, then lanes are folded.
 template <class Math, int Rows>
-SEGPAGED_INLINE void direct_scores_block(const Scratch<Math>& s, int row, int vector, float* score) {
+SEGPAGED_INLINE void direct_scores_block(const Scratch<Math>& s, int row, int vector, float* score, bool fetch) {
     typedef typename Math::F F;
     typedef typename Math::U U;
     constexpr int W = Math::kWidth, Keys = 4;
@@ -38,6 +38,7 @@ SEGPAGED_INLINE void direct_scores_block(const Scratch<Math>& s, int row, int ve
     F folded[Rows][W / Keys];
 #pragma GCC unroll 4
     for (int group = 0; group < W / Keys; ++group) {
+        if (fetch) NextTile<typename Math::S>::fetch(s.next, (vector * W) / Keys + group);
         F sum[Rows][Keys];
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r)
@@ -65,32 +66,31 @@ SEGPAGED_INLINE void direct_scores_block(const Scratch<Math>& s, int row, int ve
         store(score + (int64_t)r * s.tile_keys, fold_all<W, W / Keys, Keys>(folded[r]));
 }
 
-// Scores of rows row .. row + rows against the keys of a range; meanwhile the rows of the next tile are fetched.
+// Scores of rows row .. row + rows against the keys of a range; meanwhile the first half of the next tile is fetched.
 template <class Math>
-static __attribute__((noinline)) void direct_scores(const Scratch<Math>& s, int row, int rows, Range range, int head_size) {
+static __attribute__((noinline)) void direct_scores(const Scratch<Math>& s, int row, int rows, Range range) {
     constexpr int W = Math::kWidth;
     for (int v = range.begin; v < range.end; ++v) {
-        prefetch_rows(s, v * W, W, head_size);
         for (int r = 0; r < rows;) {
             float* score = s.score + (int64_t)r * s.tile_keys + v * W;
             if (rows - r >= 4) {
-                direct_scores_block<Math, 4>(s, row + r, v, score);
+                direct_scores_block<Math, 4>(s, row + r, v, score, r == 0);
                 r += 4;
             } else if (rows - r == 3) {
-                direct_scores_block<Math, 3>(s, row + r, v, score);
+                direct_scores_block<Math, 3>(s, row + r, v, score, r == 0);
                 r += 3;
             } else if (rows - r == 2) {
-                direct_scores_block<Math, 2>(s, row + r, v, score);
+                direct_scores_block<Math, 2>(s, row + r, v, score, r == 0);
                 r += 2;
             } else {
-                direct_scores_block<Math, 1>(s, row + r, v, score);
+                direct_scores_block<Math, 1>(s, row + r, v, score, r == 0);
                 r += 1;
             }
         }
     }
 }
 
-// Adds weights x V for rows row .. row + rows over the keys of a range.
+// Adds weights x V for rows row .. row + rows over the keys of a range; meanwhile the rest of the next tile is fetched.
 template <class Math>
 SEGPAGED_INLINE void direct_accumulate(const Scratch<Math>& s, int row, int rows, Range range, int head_size,
                                        const float* factors) {
@@ -98,11 +98,16 @@ SEGPAGED_INLINE void direct_accumulate(const Scratch<Math>& s, int row, int rows
     constexpr int W = Math::kWidth;
     const int tile_steps = s.tile_keys / Math::kStep, vectors = head_size / W;
     const int first = range.begin * W / Math::kStep, steps = (range.end - range.begin) * W / Math::kStep;
+    const int panels = (vectors + Vectors::kPanel - 1) / Vectors::kPanel;
+    const int passes = panels * ((rows + Vectors::kRows - 1) / Vectors::kRows);
+    // Every pass over the tile fetches an equal share, so that memory never waits.
+    int unit = s.next.half / 2;
     for (int r = 0; r < rows; r += Vectors::kRows) {
         const int count = rows - r < Vectors::kRows ? rows - r : Vectors::kRows;
         for (int begin = 0; begin < vectors;) {
             const int end = panel_end<Vectors>(begin, vectors);
-            const ValueRows<Vectors> columns = {s.value_row + first * Math::kStep, begin * W};
+            const ValueRows<Vectors> columns = {s.value_row, begin * W, first, &s.next, unit, 4 * passes};
+            unit += s.next.half / 2 / passes;
             const int64_t weights = (int64_t)r * tile_steps + first;
             multiply_registers<Vectors, Math::kParts>(count, end - begin, s.weight + weights, s.weight_low + weights,
                                                       tile_steps, columns, steps,

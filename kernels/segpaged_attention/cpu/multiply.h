@@ -15,15 +15,21 @@ struct PackedColumns {
     }
 };
 
-// ... or rows of V where they lie.
+// ... or rows of V where they lie, from key step `first` on; meanwhile rows of the next tile are fetched.
 template <class Math>
 struct ValueRows {
     const typename Math::S* const* rows;
-    int begin;
+    int begin;  // column
+    int first;
+    const NextTile<typename Math::S>* next;
+    int unit;   // of the next tile, fetched with key 0
+    int every;  // keys from one unit to the next
 
     template <int Vectors>
     SEGPAGED_INLINE void load_step(const ValueRows& from, int step, typename Math::U (&column)[Vectors]) {
-        Math::template load_values<Vectors>(from.rows, step, from.begin, column);
+        const int key = (from.first + step) * Math::kStep;
+        if (key % from.every == 0) NextTile<typename Math::S>::fetch(*from.next, from.unit + key / from.every);
+        Math::template load_values<Vectors>(from.rows, from.first + step, from.begin, column);
     }
 };
 

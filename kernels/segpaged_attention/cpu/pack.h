@@ -1,25 +1,13 @@
 // Packs a tile of keys for the inner kernel: K as [panel][step][key lane], V as [panel][step][column lane].
 #pragma once
 
-// Asks for the rows of the next tile's keys key .. key + count, to arrive while this tile is computed.
 template <class Math>
-SEGPAGED_INLINE void prefetch_rows(const Scratch<Math>& s, int key, int count, int head_size) {
-    const int limit = s.next_keys - key < count ? s.next_keys - key : count;
-    const int bytes = head_size * (int)sizeof(typename Math::S);
-    for (int k = key; k < key + limit; ++k) {
-        // In ascending order, K before V: the processor's own prefetcher then follows and runs ahead.
-        for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch((const char*)s.next_key_row[k] + byte, 0, 2);
-        for (int byte = 0; byte < bytes; byte += 64) __builtin_prefetch((const char*)s.next_value_row[k] + byte, 0, 2);
-    }
-}
-
-template <class Math>
-static __attribute__((noinline)) void pack_keys(const Scratch<Math>& s, int keys, int head_size) {
+static __attribute__((noinline)) void pack_keys(const Scratch<Math>& s, int keys) {
     constexpr int W = Math::kWidth, P = Math::kPanel;
     typedef typename Math::U U;
     const int steps = s.steps, padded = s.padded_steps();
     for (int k = 0; k < keys; k += W) {
-        prefetch_rows(s, k, W, head_size);
+        for (int unit = k / 2; unit < (k + W) / 2; ++unit) NextTile<typename Math::S>::fetch(s.next, unit);
         uint32_t* panel = s.key + (int64_t)(k / (P * W)) * padded * P * W + k % (P * W);
         for (int step = 0; step < steps; step += W) {
             U block[W];

@@ -1,16 +1,40 @@
 // What one thread works on: packed tiles, scores, weights and results; and where the rows of a head's keys lie.
 #pragma once
 
+// The tile after this one: the rows of its keys are known, so memory can deliver them while this tile is computed.
+template <class S>
+struct NextTile {
+    const S **key_row, **value_row;
+    int32_t* position;
+    int keys = 0;
+    int half = 0;       // keys of a full tile / 2
+    int row_bytes = 0;
+
+    // Asks for the rows of keys `unit` and `unit + half`. Two streams line by line keep more of the processor's own
+    // prefetchers busy than one; few lines at a time, because a core has room for some twenty outstanding misses.
+    SEGPAGED_INLINE void fetch(const NextTile& tile, int unit) {
+        const int first = unit < tile.keys ? unit : -1, second = unit + tile.half < tile.keys ? unit + tile.half : first;
+        if (first < 0) return;
+        fetch_lines(tile.key_row[first], tile.key_row[second], tile.row_bytes);
+        fetch_lines(tile.value_row[first], tile.value_row[second], tile.row_bytes);
+    }
+
+    SEGPAGED_INLINE void fetch_lines(const S* first, const S* second, int bytes) {
+        for (int byte = 0; byte < bytes; byte += 64) {
+            __builtin_prefetch((const char*)first + byte, 0, 2);
+            __builtin_prefetch((const char*)second + byte, 0, 2);
+        }
+    }
+};
+
 template <class Math>
 struct Scratch {
     typedef typename Math::S S;
     uint32_t *query, *key, *value, *weight, *weight_low;
     float *score, *result, *maximum, *sum;
     int32_t* position;       // [tile_keys], INT32_MAX for padding
-    const S **key_row, **value_row;            // rows of this tile's keys
-    const S **next_key_row, **next_value_row;  // rows of the next tile's keys
-    int32_t* next_position;
-    int next_keys = 0;
+    const S **key_row, **value_row;
+    NextTile<S> next;
     S* zero;                 // one row of zeros, the row of padding keys
     int tile_keys, rows, steps, query_stride;
     int64_t bytes;
@@ -22,36 +46,36 @@ struct Scratch {
         // Packed K and V take half of a 1 MiB L2 at most, a score row a fraction of L1.
         tile_keys = kTileBytes / (steps * 4) / kKeyGrain * kKeyGrain;
         tile_keys = tile_keys > kMaxTileKeys ? kMaxTileKeys : tile_keys < kKeyGrain ? kKeyGrain : tile_keys;
-        int64_t next = 0;
+        int64_t end = 0;
         // Inner kernels for matrix tiles read and write whole blocks of rows.
         const int64_t padded = rows + Math::kRows;
         query_stride = (padded_steps() + Math::kWidth - 1) / Math::kWidth * Math::kWidth;
-        take(memory, next, query, padded * query_stride);
-        take(memory, next, key, (int64_t)tile_keys * padded_steps());
-        take(memory, next, value, (int64_t)tile_keys / Math::kStep * args.head_size);
-        take(memory, next, weight, (int64_t)Math::kRows * tile_keys / Math::kStep);
-        take(memory, next, weight_low, Math::kParts == 2 ? (int64_t)Math::kRows * tile_keys / Math::kStep : 0);
-        take(memory, next, score, (int64_t)Math::kRows * tile_keys);
-        take(memory, next, result, padded * args.head_size);
-        take(memory, next, maximum, padded);
-        take(memory, next, sum, padded);
-        take(memory, next, position, tile_keys);
-        take(memory, next, key_row, tile_keys);
-        take(memory, next, value_row, tile_keys);
-        take(memory, next, next_position, tile_keys);
-        take(memory, next, next_key_row, tile_keys);
-        take(memory, next, next_value_row, tile_keys);
-        take(memory, next, zero, args.head_size);
-        bytes = next;
+        take(memory, end, query, padded * query_stride);
+        take(memory, end, key, (int64_t)tile_keys * padded_steps());
+        take(memory, end, value, (int64_t)tile_keys / Math::kStep * args.head_size);
+        take(memory, end, weight, (int64_t)Math::kRows * tile_keys / Math::kStep);
+        take(memory, end, weight_low, Math::kParts == 2 ? (int64_t)Math::kRows * tile_keys / Math::kStep : 0);
+        take(memory, end, score, (int64_t)Math::kRows * tile_keys);
+        take(memory, end, result, padded * args.head_size);
+        take(memory, end, maximum, padded);
+        take(memory, end, sum, padded);
+        take(memory, end, position, tile_keys);
+        take(memory, end, key_row, tile_keys);
+        take(memory, end, value_row, tile_keys);
+        take(memory, end, next.position, tile_keys);
+        take(memory, end, next.key_row, tile_keys);
+        take(memory, end, next.value_row, tile_keys);
+        take(memory, end, zero, args.head_size);
+        bytes = end;
     }
 
     // Steps of a query row and of packed K, rounded up to what the inner kernel contracts at once; the rest is zero.
     int padded_steps() const { return (steps + Math::kStepGrain - 1) / Math::kStepGrain * Math::kStepGrain; }
 
     void turn_to_next_tile() {
-        swap(position, next_position);
-        swap(key_row, next_key_row);
-        swap(value_row, next_value_row);
+        swap(position, next.position);
+        swap(key_row, next.key_row);
+        swap(value_row, next.value_row);
     }
 
     static constexpr int kKeyGrain = Math::kPanel * Math::kWidth * 2;
@@ -67,9 +91,9 @@ private:
     }
 
     template <class T>
-    static void take(char* memory, int64_t& next, T*& pointer, int64_t count) {
-        pointer = memory ? (T*)(memory + next) : nullptr;
-        next += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
+    static void take(char* memory, int64_t& end, T*& pointer, int64_t count) {
+        pointer = memory ? (T*)(memory + end) : nullptr;
+        end += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
     }
 };
 

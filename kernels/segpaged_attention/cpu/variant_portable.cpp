@@ -4,6 +4,7 @@
 namespace segpaged {
 namespace {
 #include "lanes.h"
+#include "scratch.h"
 #include "multiply.h"
 #include "math_fp32.h"
 #include "attend.h"
