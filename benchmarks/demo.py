@@ -7,9 +7,9 @@ first token is that of the completion, streamed; every request has its own cache
 import argparse
 import json
 import signal
+import statistics
 import sys
 import tempfile
-import statistics
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -135,7 +135,9 @@ def table(outcomes: list[Outcome], prompt: NeedlePrompt, max_model_len: int, win
         shown.add_column(f"stock {STOCK}" if outcome.backend == STOCK else outcome.backend + setting)
     shown.add_row("completion", *(verdict(one.answer, one.right) for one in outcomes))
     shown.add_row("chat", *(verdict(one.chat_answer, one.chat_right) for one in outcomes))
-    shown.add_row("time to first token", *(f"{statistics.median(one.ttft_seconds):.2f} s" for one in outcomes))
+    shown.add_row(
+        "time to first token", *(f"{statistics.median(one.ttft_seconds):.2f} s" for one in outcomes)
+    )
     shown.add_row(
         f"KV memory per request of {max_model_len:,} tokens",
         *(f"{one.kv_bytes_per_request / 2**20:.1f} MiB" for one in outcomes),

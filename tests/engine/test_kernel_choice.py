@@ -39,7 +39,7 @@ def test_plain_torch_answers_as_the_fused_kernels(tmp_path: Path) -> None:
     assert_same(answers[1], answers[0])
 
 
-def test_the_settings_choose_the_kernels(tmp_path: Path) -> None:
+def test_the_settings_choose_the_kernels() -> None:
     assert isinstance(choose_kernels(settings(kernel="torch"), "cpu"), TorchKernels)
     # FlashInfer is for GPUs: on a CPU it is only warned about.
     for chosen in (settings(), settings(decode_kernel="flashinfer")):
