@@ -77,6 +77,6 @@ def test_arguments_of_the_wrong_shape_dtype_or_order_are_refused() -> None:
     with pytest.raises(ValueError, match=r"key must be torch\.float32"):
         kv_write(row.half(), row, layout, slots)
     with pytest.raises(ValueError, match="value's rows must be contiguous"):
-        kv_write(row, torch.zeros(64, 2, 3).T, layout, slots)
+        kv_write(row, torch.zeros(64, 2, 3).permute(2, 1, 0), layout, slots)
     with pytest.raises(ValueError, match="slot_mappings must be contiguous int64"):
         kv_write(row, row, layout, slots.int())

@@ -82,7 +82,7 @@ SEGPAGED_INLINE void write_row(const SegpagedArgs& args, const Item& item, int r
 }
 
 template <class Math>
-static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* partials) {
+static bool attend(SegpagedArgs& args, const Item& item, const Item* following, char* memory, float* partials) {
     typedef typename Math::S S;
     typedef typename Math::U U;
     constexpr int W = Math::kWidth, G = W * Math::kChunk;
@@ -91,11 +91,11 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
     const int rows = (item.token_end - item.token_begin) * ratio;
     const int first_row = args.cu_seqlens_q[item.request];
     const int context = args.seq_lens[item.request] - (args.cu_seqlens_q[item.request + 1] - first_row);
-    const int first_position = context + item.token_begin, last_position = context + item.token_end - 1;
+    const int first_position = context + item.token_begin;
     const float log2e = 1.44269504f;
     Softmax soft = {args.softmax_scale * log2e, 0, 0, args.window[item.head], args.sink[item.head]};
     if (args.soft_cap > 0) soft = {log2e, args.soft_cap, 2 * soft.scale / args.soft_cap, soft.window, soft.sink};
-    const KeyRun run = key_run(first_position, last_position, soft.window, soft.sink);
+    const KeyRun run = key_run_of(args, item);
     const Pages<S> pages(args, item);
 
     for (int i = 0; i < head_size; ++i) s.zero[i] = S{};
@@ -116,8 +116,18 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
     // Finds the rows of the tile at `begin`, which the arithmetic of the tile before it then has time to fetch.
     auto look_ahead = [&](int begin) {
         s.next.keys = begin + tile < item.key_end ? tile : item.key_end - begin;
-        if (s.next.keys < 0) s.next.keys = 0;
         int bad = 0;
+        if (s.next.keys <= 0) {
+            s.next.keys = 0;
+            if (!following || !direct) return true;
+            // A bad page of the following item is that item's to report.
+            const int keys = following->key_end - following->key_begin < tile ? following->key_end - following->key_begin : tile;
+            if (Pages<S>(args, *following).rows(key_run_of(args, *following), following->key_begin,
+                                                following->key_begin + keys, s.next.key_row, s.next.value_row,
+                                                s.next.position, &bad))
+                s.next.keys = keys;
+            return true;
+        }
         if (pages.rows(run, begin, begin + s.next.keys, s.next.key_row, s.next.value_row, s.next.position, &bad)) return true;
         args.bad_request = item.request;
         args.bad_head = item.head;
@@ -126,6 +136,9 @@ static bool attend(SegpagedArgs& args, const Item& item, char* memory, float* pa
         return false;
     };
     if (!look_ahead(item.key_begin)) return false;
+    // Of the first tile nothing may have been fetched: ask for all of it at once.
+    if (direct)
+        for (int unit = 0; unit < s.next.half; ++unit) NextTile<S>::fetch(s.next, unit);
     Math::begin();
     bool good = true;
     for (int tile_begin = item.key_begin; good && tile_begin < item.key_end; tile_begin += tile) {

@@ -30,12 +30,19 @@ inline static KeyRun key_run(int first_position, int last_position, int window, 
     return {sink_end, window_begin - sink_end, sink_end + last_position + 1 - window_begin};
 }
 
+inline static KeyRun key_run_of(const SegpagedArgs& args, const Item& item) {
+    const int rows = args.cu_seqlens_q[item.request + 1] - args.cu_seqlens_q[item.request];
+    const int context = args.seq_lens[item.request] - rows;
+    return key_run(context + item.token_begin, context + item.token_end - 1, args.window[item.head], args.sink[item.head]);
+}
+
 // Partial result of a split item: [rows][head_size] weighted values, then [rows] maxima (log2 domain), then [rows] sums.
 struct Variant {
     const char* name;
     int64_t (*scratch_bytes)(const SegpagedArgs&);
-    // Returns false when a visible page lies outside the pool, after filling args.bad_*.
-    bool (*attend)(SegpagedArgs&, const Item&, char* scratch, float* partials);
+    // Returns false when a visible page lies outside the pool, after filling args.bad_*. `following`, or null, is the item
+    // this thread will take next: its first keys are fetched while this one ends.
+    bool (*attend)(SegpagedArgs&, const Item&, const Item* following, char* scratch, float* partials);
     // Stores factor * values as the item's query row `row` of the output.
     void (*narrow)(const SegpagedArgs&, const Item&, int row, const float* values, float factor);
     void (*exp2)(int dtype, const float* in, float* out, int count);

@@ -153,16 +153,16 @@ int run(SegpagedArgs& args, const Variant& variant) {
 
     std::atomic<int> status{SEGPAGED_OK};
     const int64_t bytes = variant.scratch_bytes(args);
-    auto work = [&](const Plan& shared, int i, char* memory) {
+    auto work = [&](const Plan& shared, int i, const Item* following, char* memory) {
         SegpagedArgs local = args;
-        if (variant.attend(local, shared.items[order.empty() ? i : order[i]], memory, partials)) return;
+        if (variant.attend(local, shared.items[order.empty() ? i : order[i]], following, memory, partials)) return;
         int expected = SEGPAGED_OK;
         if (status.compare_exchange_strong(expected, SEGPAGED_BAD_PAGE)) args = local;
     };
     if (args.num_threads <= 1 || count <= 1) {
         char* memory = thread_scratch().reserve(bytes);
         if (!memory) return SEGPAGED_NO_MEMORY;
-        for (int i = 0; i < count && status == SEGPAGED_OK; ++i) work(plan, i, memory);
+        for (int i = 0; i < count && status == SEGPAGED_OK; ++i) work(plan, i, order.empty() && i + 1 < count ? &plan.items[i + 1] : nullptr, memory);
         return status;
     }
     const Plan& shared = plan;
@@ -173,7 +173,7 @@ int run(SegpagedArgs& args, const Variant& variant) {
         if (!memory) status = SEGPAGED_NO_MEMORY;
 #pragma omp for schedule(dynamic, 1)
         for (int i = 0; i < count; ++i)
-            if (memory && status == SEGPAGED_OK) work(shared, i, memory);
+            if (memory && status == SEGPAGED_OK) work(shared, i, nullptr, memory);
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < shared.splits.size(); ++i)
             if (memory && status == SEGPAGED_OK)

@@ -11,11 +11,11 @@ struct Table {
         }
     }
 
-    static bool run(SegpagedArgs& args, const Item& item, char* scratch, float* partials) {
+    static bool run(SegpagedArgs& args, const Item& item, const Item* following, char* scratch, float* partials) {
         switch (args.dtype) {
-            case SEGPAGED_BF16: return attend<ForBf16>(args, item, scratch, partials);
-            case SEGPAGED_FP16: return attend<ForFp16>(args, item, scratch, partials);
-            default: return attend<ForFp32>(args, item, scratch, partials);
+            case SEGPAGED_BF16: return attend<ForBf16>(args, item, following, scratch, partials);
+            case SEGPAGED_FP16: return attend<ForFp16>(args, item, following, scratch, partials);
+            default: return attend<ForFp32>(args, item, following, scratch, partials);
         }
     }
 
