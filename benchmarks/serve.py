@@ -160,7 +160,9 @@ def plot(modes: dict[str, dict[str, Samples]], path: Path) -> None:
     for index, (mode, samples) in enumerate(modes.items()):
         values = ratios(samples)
         names = list(values)
-        axes.barh([row + 0.4 * index for row in range(len(names))], values.values(), height=0.38, label=mode)
+        axes.barh(
+            [row + 0.4 * index for row in range(len(names))], list(values.values()), height=0.38, label=mode
+        )
     axes.set_yticks(range(len(names)), names)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("times better than stock vLLM")
