@@ -1,0 +1,118 @@
+"""What a plan is about, from a model's folder, a head-class file, explicit numbers, or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import typer
+
+from vllm_redknot.cli.errors import CliError
+from vllm_redknot.cli.target import target_of_file, target_of_model
+from vllm_redknot.cli.units import show_bytes
+from vllm_redknot.config import ALL_GLOBAL, RedknotConfig
+from vllm_redknot.heads.profile import HeadProfile, all_global
+
+ELEMENT_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+"""Of K and V by vLLM's --dtype; `auto` takes 16 bits for fp32 checkpoints too."""
+CONTEXTS: Final = (8 * 1024, 32 * 1024, 128 * 1024)
+
+
+class ShapeGiven(NamedTuple):
+    """What the command line says of the model; None where it does not."""
+
+    layers: int | None
+    kv_heads: int | None
+    query_heads: int | None
+    head_dim: int | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything a plan needs to know of the model and its head classes."""
+
+    origin: str
+    profile: HeadProfile
+    attention_layers: tuple[int, ...]
+    query_heads: int
+    head_dim: int
+    sliding: Mapping[int, int] = field(default_factory=dict)
+    max_context: int | None = None
+    weight_bytes: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def default_contexts(self) -> list[int]:
+        """Round lengths the model can have, and its longest."""
+        if self.max_context is None:
+            return list(CONTEXTS)
+        return [*(context for context in CONTEXTS if context < self.max_context), self.max_context]
+
+
+def plan_subject(model: Path | None, config: RedknotConfig, given: ShapeGiven) -> Subject:
+    """Raises CliError, HeadProfileError, RedknotConfigError, and typer.BadParameter where too little is given."""
+    if model is not None:
+        if any(number is not None for number in given):
+            raise typer.BadParameter(
+                "--layers, --kv-heads, --query-heads and --head-dim are for plans without MODEL"
+            )
+        return _of_model(model, config)
+    if config.heads in (None, ALL_GLOBAL):
+        if given.layers is None or given.kv_heads is None:
+            raise typer.BadParameter("give MODEL, or --layers, --kv-heads, --query-heads and --head-dim")
+        profile = all_global(tuple(range(given.layers)), given.kv_heads)
+        return _of_numbers(profile, "every head global", given, ("no --heads FILE: nothing is saved",))
+    found = target_of_file(Path(str(config.heads)), config)
+    profile = found.profile
+    for name, stated, ours in (
+        ("--layers", given.layers, profile.num_layers),
+        ("--kv-heads", given.kv_heads, profile.num_kv_heads),
+    ):
+        if stated not in (None, ours):
+            raise CliError(f"{name} is {stated}, and {config.heads} is for {profile.shape}: make them agree")
+    return _of_numbers(profile, found.origin, given, found.warnings)
+
+
+def _of_model(folder: Path, config: RedknotConfig) -> Subject:
+    found = target_of_model(folder, config)
+    model = found.model
+    assert model is not None
+    return Subject(
+        origin=f"{folder} with {found.origin}",
+        profile=found.profile,
+        attention_layers=model.shape.attention_layers,
+        query_heads=model.shape.num_attention_heads,
+        head_dim=model.shape.head_dim,
+        sliding=model.sliding,
+        max_context=model.max_context,
+        weight_bytes=model.weight_bytes,
+        warnings=found.warnings,
+    )
+
+
+def _of_numbers(profile: HeadProfile, origin: str, given: ShapeGiven, warnings: tuple[str, ...]) -> Subject:
+    identity = profile.identity
+    query_heads = given.query_heads or (identity.num_attention_heads if identity else None)
+    head_dim = given.head_dim or (identity.head_dim if identity else None)
+    if query_heads is None or head_dim is None:
+        missing = "--query-heads" if query_heads is None else "--head-dim"
+        raise typer.BadParameter(f"{origin} does not say it: give {missing}, or the model's folder")
+    return Subject(origin, profile, profile.layer_ids, query_heads, head_dim, warnings=warnings)
+
+
+def kv_bytes_per_rank(
+    subject: Subject, gpu_memory: int, utilization: float, weights: int | None, reserve: int, tp_size: int
+) -> int:
+    """What weights and activations leave of a GPU. Raises CliError where that is nothing, or weights are unknown."""
+    total = weights if weights is not None else subject.weight_bytes
+    if total is None:
+        raise typer.BadParameter(f"the weights of {subject.origin} are unknown: give --weights or --kv-bytes")
+    left = int(gpu_memory * utilization) - total // tp_size - reserve
+    if left <= 0:
+        raise CliError(
+            f"{show_bytes(total / tp_size)} of weights and {show_bytes(reserve)} of reserve leave no KV memory in"
+            f" {show_bytes(gpu_memory * utilization)}: raise --tp or --gpu-memory"
+        )
+    return left
