@@ -7,11 +7,13 @@ ends there. A page that is handed out again holds garbage (None) until it is wri
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence as Values
 from dataclasses import dataclass, field
 from typing import Any
 
 from kv_world import World
+from vllm.v1.request import Request
 
 
 class InvariantError(AssertionError):
@@ -47,6 +49,7 @@ class Pages:
     group: list[int | None] = field(init=False)
     tables: dict[str, list[list[int]]] = field(default_factory=dict)
     deferred: Counter[int] = field(default_factory=Counter)
+    times_taken: Counter[int] = field(default_factory=Counter)
     dropped: dict[str, int] = field(default_factory=dict)
     """Request -> next query of the last drop: blocks wholly before its windows must be null, others must not."""
 
@@ -58,9 +61,10 @@ class Pages:
         """A page leaves the pool for a group: what it held is gone."""
         require(self.references()[block] == 0, "block {} of the pool is still held", block)
         self.group[block] = group
+        self.times_taken[block] += 1
         self.content[block] = [None] * self.world.groups[group].block_size
 
-    def write(self, table: Sequence[int], group: int, names: Sequence[int], start: int, end: int) -> None:
+    def write(self, table: Values[int], group: int, names: Values[int], start: int, end: int) -> None:
         """Store tokens [start, end) of a sequence. Null pages swallow what is written to them."""
         size = self.world.groups[group].block_size
         for position in range(start, end):
@@ -68,7 +72,7 @@ class Pages:
                 self.content[block][position % size] = names[position]
 
     def check_read(
-        self, table: Sequence[int], group: int, names: Sequence[int], start: int, end: int, who: str
+        self, table: Values[int], group: int, names: Values[int], start: int, end: int, who: str
     ) -> None:
         """Queries [start, end) find every key they may see, and nothing else in its place."""
         rule = self.world.groups[group]
@@ -95,7 +99,7 @@ class Pages:
                     high,
                 )
 
-    def holds(self, block: int, group: int, names: Sequence[int], index: int) -> bool:
+    def holds(self, block: int, group: int, names: Values[int], index: int) -> bool:
         """Whether a page holds block `index` of a sequence in full."""
         size = self.world.groups[group].block_size
         return self.group[block] == group and self.content[block] == names[index * size : (index + 1) * size]
@@ -167,3 +171,28 @@ class Pages:
                         owners[block].add((group, index, end))
         for block, claims in owners.items():
             require(len(claims) == 1, "page {} is owned as {}", block, claims)
+
+
+@dataclass
+class Sequence:
+    """A request and the tokens it will turn out to have, prompt and output."""
+
+    request: Request
+    script: list[int]
+    names: list[int]
+
+    @property
+    def id(self) -> str:
+        return str(self.request.request_id)
+
+
+@dataclass
+class Scheduled:
+    """A request's share of a step: its query tokens and the block tables the step was sent with."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    tables: list[list[int]]
+    samples: bool
+    fenced: bool = True

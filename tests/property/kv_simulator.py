@@ -8,43 +8,19 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter, deque
-from dataclasses import dataclass
 from typing import Any
 
-from kv_model import InvariantError, Pages, Prefixes, require
+from kv_allocation import WatchedAllocation
+from kv_hits import HitOracle
+from kv_model import InvariantError, Pages, Prefixes, Scheduled, Sequence, require
 from kv_world import World, random_world
 from vllm.sampling_params import SamplingParams
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.request import Request, RequestStatus
 
 VOCABULARY = 50
 DEFAULT_STEPS = 150
-
-
-@dataclass
-class Sequence:
-    """A request and the tokens it will turn out to have, prompt and output."""
-
-    request: Request
-    script: list[int]
-    names: list[int]
-    external_end: int = 0
-
-    @property
-    def id(self) -> str:
-        return str(self.request.request_id)
-
-
-@dataclass
-class Scheduled:
-    """A request's share of a step: its query tokens and the block tables the step was sent with."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    tables: list[list[int]]
-    samples: bool
-    fenced: bool = True
+DRAIN_STEPS = 20_000
+"""More than any set-up needs to finish its requests; beyond it they block each other."""
 
 
 class Simulation:
@@ -55,14 +31,6 @@ class Simulation:
         self.rng = random.Random(world.seed ^ 0x5EED)
         self.verbose = verbose
         self.kv = world.manager()
-        self.caps = [
-            group.kv_cache_spec.max_admission_blocks_per_request(
-                world.max_in_flight_tokens, world.max_model_len
-            )
-            if rule.window is not None
-            else -(-world.max_model_len // rule.block_size)
-            for group, rule in zip(world.group_specs, world.groups, strict=True)
-        ]
         self.pages = Pages(world)
         self.prefixes = Prefixes()
         self.hasher = world.block_hasher()
@@ -75,17 +43,18 @@ class Simulation:
         self.loading: list[Sequence] = []
         self.pending: deque[list[Scheduled]] = deque()
         self.deferred_frees: deque[tuple[int, list[Any]]] = deque()
-        self.replayable: dict[int, tuple[int, list[list[tuple[int, int]]]]] = {}
         self.scheduled_steps = self.processed_steps = self.created = 0
-        self.predicted: tuple[int, int] | None = None
-        self._watch()
+        self.hits = HitOracle(world, self.pages, self.kv.block_pool, self.events)
+        self.allocation = WatchedAllocation(world, self.kv, self.pages, self.hits, self.events)
 
     def run(self, steps: int) -> None:
         """Take random actions, checking after each; then let everything finish, and find the pool whole again."""
-        actions = [self.add, self.schedule, self.process, self.finish_load, self.abort]
+        actions = [self.add, self.schedule, self.process, self.finish_load, self.abort, self.forget]
         for _ in range(steps):
-            self._take(self.rng.choices(actions, weights=(3, 8, 7, 2, 0.4))[0])
-        while self.waiting or self.running or self.pending or self.loading or self.deferred_frees:
+            self._take(self.rng.choices(actions, weights=(3, 8, 7, 2, 0.4, 0.2))[0])
+        for _ in range(DRAIN_STEPS):
+            if not (self.waiting or self.running or self.pending or self.loading or self.deferred_frees):
+                break
             self._take(self.rng.choices(actions[1:4], weights=(8, 7, 2))[0])
         require(not self.pages.tables, "requests left: {}", list(self.pages.tables))
         require(
@@ -104,8 +73,8 @@ class Simulation:
         sequences = (*self.waiting, *self.running, *self.loading)
         self.pages.check_owners({s.id: s.names for s in sequences})
         for sequence in sequences:
-            real = self._real_tables(sequence)
-            require(real == self.pages.tables.get(sequence.id, real), "{}: table changed", sequence.id)
+            expected = self.pages.tables.get(sequence.id, [[] for _ in self.world.groups])
+            require(self.allocation.tables(sequence) == expected, "{}: table changed", sequence.id)
         for step in self.pending:
             for share in step:
                 if share.fenced:
@@ -149,7 +118,7 @@ class Simulation:
             tokens = self._tokens_to_schedule(sequence, budget)
             if tokens <= 0:
                 continue
-            while not (allocated := self._allocate(sequence, tokens)):
+            while not (allocated := self.allocation.allocate(sequence, tokens)):
                 victim = self.running[-1]
                 if not self._can_be_freed(victim):
                     self.events["preemption must wait"] += 1
@@ -163,10 +132,12 @@ class Simulation:
             step.append(self._share(sequence, tokens))
             budget -= tokens
         while self.waiting and not preempted and budget > 0:
-            admitted = self._admit(self.waiting[0], budget)
+            # Whose KV was loaded holds blocks: it goes first, as vLLM's queue of skipped requests does.
+            sequence = next((s for s in self.waiting if s.request.num_computed_tokens), self.waiting[0])
+            admitted = self._admit(sequence, budget)
             if admitted is None:
                 break
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
             if admitted:
                 self.running.append(share := admitted[0].sequence)
                 share.request.status = RequestStatus.RUNNING
@@ -174,6 +145,11 @@ class Simulation:
                 budget -= admitted[0].end - admitted[0].start
         if step:
             self._send(step)
+            return
+        holders = [s for s in self.waiting if s.request.num_computed_tokens]
+        if holders and not (preempted or self.running or self.pending or self.loading):
+            # vLLM reserves blocks so that loads cannot fill the pool; here a client gives up.
+            self._finish(holders[-1], RequestStatus.FINISHED_ABORTED)
 
     def process(self) -> None:
         """The output of the oldest step comes back."""
@@ -196,7 +172,7 @@ class Simulation:
                 request.num_stale_output_tokens -= share.end - share.start
                 self.events["stale output"] += 1
             elif share.end >= request.num_prompt_tokens:
-                self._note_replayable(share)
+                self.hits.note_replayable(share)
             if share.samples and not (stale and request.drop_stale_output):
                 self._append(share.sequence, stale)
 
@@ -212,7 +188,7 @@ class Simulation:
             self.kv.free(request)
             self.pages.tables.pop(sequence.id)
         else:
-            self._load(sequence, self._real_tables(sequence), request.num_computed_tokens)
+            self._load(sequence, self.allocation.tables(sequence), request.num_computed_tokens)
             self.kv.cache_blocks(request, request.num_computed_tokens)
             if request.num_computed_tokens == request.num_tokens:
                 self.events["whole prompt loaded"] += 1
@@ -227,26 +203,14 @@ class Simulation:
             self._finish(self.rng.choice(candidates), RequestStatus.FINISHED_ABORTED)
             self.events["abort"] += 1
 
-    def _watch(self) -> None:
-        """Record each count of blocks to allocate beside the free blocks then, and each eviction."""
-        count, evict = (
-            self.kv.coordinator.get_num_blocks_to_allocate,
-            self.kv.block_pool._maybe_evict_cached_block,
-        )
-
-        def counted(*args: Any, **kwargs: Any) -> int:
-            result = int(count(*args, **kwargs))
-            if not kwargs["apply_admission_cap"] if "apply_admission_cap" in kwargs else True:
-                self.predicted = result, self.kv.block_pool.get_num_free_blocks()
-            return result
-
-        def evicting(block: Any) -> bool:
-            evicted = bool(evict(block))
-            self.events["eviction"] += evicted
-            return evicted
-
-        self.kv.coordinator.get_num_blocks_to_allocate = counted
-        self.kv.block_pool._maybe_evict_cached_block = evicting
+    def forget(self) -> None:
+        """A connector reports pages it could not load: their hashes go, in any order, sinks before windows."""
+        hashed = [block.block_id for block in self.kv.block_pool.blocks if block.block_hash is not None]
+        if hashed:
+            blocks = set(self.rng.sample(hashed, min(len(hashed), self.rng.randrange(1, 3))))
+            self.kv.evict_blocks(blocks)
+            self.hits.forgotten |= blocks
+            self.events["hash forgotten"] += 1
 
     def _tokens_to_schedule(self, sequence: Sequence, budget: int) -> int:
         request = sequence.request
@@ -263,15 +227,16 @@ class Simulation:
         blocks, local, external, asynchronous = self.kv.empty_kv_cache_blocks, 0, 0, False
         if request.num_computed_tokens == 0:
             blocks, local, request.shared_prefix_boundary = self.kv.get_computed_blocks(request)
-            self._check_hit(sequence, blocks, local)
+            self.hits.check_hit(sequence, blocks, local)
             external, asynchronous = self._external_tokens(request, local)
         computed = request.num_computed_tokens + local + external
         tokens = 0 if asynchronous else min(request.num_tokens - computed, self.rng.randrange(1, budget + 1))
-        if not self._allocate(sequence, tokens, blocks, local, external, asynchronous):
+        if not self.allocation.allocate(
+            sequence, tokens, blocks, local, external, asynchronous, others_run=bool(self.running)
+        ):
             return None
         self.events["resumed with a hit"] += bool(local and request.num_preemptions)
         request.num_computed_tokens = computed
-        sequence.external_end = computed
         if asynchronous:
             self.events["asynchronous load"] += 1
             request.status = RequestStatus.WAITING_FOR_REMOTE_KVS
@@ -291,94 +256,6 @@ class Simulation:
             return self.rng.choice([rest, self.rng.randrange(1, rest)]), True
         external = self.rng.randrange(1, rest)
         return external - external % self.world.alignment, False
-
-    def _allocate(
-        self,
-        sequence: Sequence,
-        tokens: int,
-        blocks: KVCacheBlocks | None = None,
-        local: int = 0,
-        external: int = 0,
-        asynchronous: bool = False,
-    ) -> bool:
-        """`allocate_slots`, its prediction and its result against the model."""
-        request, world = sequence.request, self.world
-        first = blocks is not None and request.num_computed_tokens == 0
-        before = self.pages.tables.get(sequence.id)
-        total = request.num_computed_tokens + local + external
-        self.predicted = None
-        result = self.kv.allocate_slots(
-            request,
-            tokens,
-            num_new_computed_tokens=local,
-            new_computed_blocks=blocks,
-            num_external_computed_tokens=external,
-            delay_cache_blocks=asynchronous,
-            full_sequence_must_fit=blocks is not None and world.full_sequence_must_fit,
-            has_scheduled_reqs=bool(self.running),
-        )
-        real = self._real_tables(sequence)
-        if before is not None and self.predicted is not None:
-            self._note_drop(sequence, max(0, total - request.num_in_flight_tokens), before)
-        if before is not None:
-            # What was dropped may have been handed out again in the same call.
-            self.pages.tables[sequence.id] = before = [
-                [old if new else 0 for old, new in zip(*rows, strict=False)]
-                for rows in zip(before, real, strict=True)
-            ]
-        if result is None:
-            require((before or real) == real, "{}: a failed allocation changed the table", sequence.id)
-            alone = not (self.pages.tables.keys() - {sequence.id}) and not self.deferred_frees
-            require(not alone, "{} has the pool to itself and does not fit: {}", sequence.id, self.predicted)
-            self.events["no room"] += 1
-            return False
-        predicted, free = self.predicted or (0, 0)
-        taken = free - self.kv.block_pool.get_num_free_blocks()
-        require(taken == predicted, "{}: {} blocks predicted, {} taken", sequence.id, predicted, taken)
-        hit = blocks.get_block_ids() if blocks is not None else tuple([] for _ in world.groups)
-        self._adopt(sequence, before, real, hit, total if first else None)
-        self.pages.check_table(sequence.id, real, min(total + tokens, world.max_model_len), self.caps)
-        return True
-
-    def _adopt(
-        self,
-        sequence: Sequence,
-        before: list[list[int]] | None,
-        real: list[list[int]],
-        hit: tuple[list[int], ...],
-        first_total: int | None,
-    ) -> None:
-        """Take new pages over into the model; only they and the hit's pages may have appeared."""
-        before = before or [[] for _ in real]
-        for group, blocks in enumerate(real):
-            for index, block in enumerate(blocks):
-                old = before[group][index] if index < len(before[group]) else None
-                if not block or block == old:
-                    continue
-                require(not old, "{}: page {} was replaced by {}", sequence.id, old, block)
-                if index < len(hit[group]) and hit[group][index] == block:
-                    self.events["page shared"] += 1
-                else:
-                    require(
-                        old is None or first_total is not None, "{}: a null became {}", sequence.id, block
-                    )
-                    self.pages.take(block, group)
-        self.pages.tables[sequence.id] = real
-        if first_total is not None:
-            self.pages.dropped[sequence.id] = first_total
-
-    def _note_drop(self, sequence: Sequence, processed: int, before: list[list[int]]) -> None:
-        """`allocate_slots` dropped what is before the windows of the next token to be settled."""
-        dropped = self.pages.dropped
-        dropped[sequence.id] = max(dropped[sequence.id], processed)
-        in_flight = sequence.request.num_in_flight_tokens
-        for rule, blocks in zip(self.world.groups, before, strict=True):
-            kept = rule.first_window_token(processed) // rule.block_size
-            eager = rule.first_window_token(processed + in_flight) // rule.block_size
-            if any(blocks[max(kept, rule.sink_blocks) : eager]):
-                self.events["a pending step kept a block alive"] += 1
-            if any(blocks[rule.sink_blocks : kept]):
-                self.events["middle dropped"] += 1
 
     def _share(self, sequence: Sequence, tokens: int) -> Scheduled:
         """The step's queries of a request: they write their KV, then read what they may see."""
@@ -472,88 +349,6 @@ class Simulation:
         if blocks := self.kv.pop_blocks_for_free(sequence.request):
             self.deferred_frees.append((self.scheduled_steps, blocks))
             self.pages.deferred.update(block for blocks in table for block in blocks)
-
-    def _real_tables(self, sequence: Sequence) -> list[list[int]]:
-        return [
-            [block.block_id for block in blocks] for blocks in self.kv.coordinator.get_blocks(sequence.id)
-        ]
-
-    def _check_hit(self, sequence: Sequence, blocks: KVCacheBlocks, length: int) -> None:
-        """A hit offers exactly the pages of this token prefix, and is as long as the pool allows."""
-        request, names = sequence.request, sequence.names
-        require(length % self.world.alignment == 0, "{}: hit of {} tokens", sequence.id, length)
-        require(length < request.num_tokens, "{}: hit of all {} tokens", sequence.id, length)
-        expected = self._longest_hit(sequence) if self.world.enable_caching else 0
-        require(length == expected, "{}: hit of {} tokens, {} possible", sequence.id, length, expected)
-        self._check_replay(sequence, length)
-        if not length:
-            return
-        self.events["hit"] += 1
-        for group, (rule, ids) in enumerate(zip(self.world.groups, blocks.get_block_ids(), strict=True)):
-            require(len(ids) == length // rule.block_size, "group {}: {} blocks", group, len(ids))
-            needed = set(rule.needed_blocks(length))
-            for index, block in enumerate(ids):
-                require(block != 0 or index not in needed, "group {}: hit lacks block {}", group, index)
-                require(
-                    block == 0 or self.pages.holds(block, group, names, index),
-                    "group {}: page {} is not block {} of the prefix",
-                    group,
-                    block,
-                    index,
-                )
-                if block == 0 and not any(
-                    self.pages.holds(other, group, names, index) for other in range(1, self.world.num_blocks)
-                ):
-                    self.events["hit across a middle that is gone"] += 1
-
-    def _longest_hit(self, sequence: Sequence) -> int:
-        """Longest aligned prefix whose needed pages are all hashed, by asking the pool for each."""
-        from vllm.v1.core.kv_cache_utils import resolve_block_hashes
-
-        request, pool, world = sequence.request, self.kv.block_pool, self.world
-        hashes = [
-            resolve_block_hashes(request.block_hashes, pool.hash_block_size, rule.block_size)
-            for rule in world.groups
-        ]
-
-        def available(length: int) -> bool:
-            for group, rule in enumerate(world.groups):
-                needed = rule.hit_blocks(length)
-                if any(pool.get_cached_block(hashes[group][i], [group]) is None for i in needed):
-                    return False
-            return True
-
-        top = (request.num_tokens - 1) // world.alignment * world.alignment
-        return next((length for length in range(top, 0, -world.alignment) if available(length)), 0)
-
-    def _note_replayable(self, share: Scheduled) -> None:
-        """A prompt is computed: while its pages last, who sends it again must hit up to its last aligned token."""
-        request, names = share.sequence.request, share.sequence.names
-        end = (request.num_prompt_tokens - 1) // self.world.alignment * self.world.alignment
-        if not self.world.enable_caching or not end or request.status != RequestStatus.RUNNING:
-            return
-        needed = [
-            [(index, table[index]) for index in rule.hit_blocks(end)]
-            for rule, table in zip(self.world.groups, share.tables, strict=True)
-        ]
-        if all(
-            block and self.pages.holds(block, group, names, index)
-            for group, row in enumerate(needed)
-            for index, block in row
-        ):
-            self.replayable[names[end - 1]] = end, needed
-
-    def _check_replay(self, sequence: Sequence, length: int) -> None:
-        last = (sequence.request.num_tokens - 1) // self.world.alignment * self.world.alignment
-        for end in range(last, length, -self.world.alignment):
-            _, needed = self.replayable.get(sequence.names[end - 1], (0, [[(0, 0)]]))
-            intact = all(
-                self.pages.holds(block, group, sequence.names, index)
-                for group, row in enumerate(needed)
-                for index, block in row
-            )
-            require(not intact, "{}: hit {} of {} replayed tokens", sequence.id, length, end)
-        self.events["replayed prompt"] += length > 0 and sequence.names[length - 1] in self.replayable
 
 
 def simulate(seed: int, steps: int = DEFAULT_STEPS, verbose: bool = False) -> Counter[str]:
