@@ -26,7 +26,7 @@ def build_fuzzer(folder: Path) -> Path:
         | {HERE / "fuzz_attention.cpp": ()}
     )
     include = [f"-I{path}" for path in (HERE, build.ATTENTION, build.KV_WRITE)]
-    flags = ["-std=c++17", "-O2", "-g1", "-fopenmp", "-ffp-contract=fast", *SANITIZERS]
+    flags = ["-std=c++17", "-O1", "-g1", "-fno-var-tracking", "-fopenmp", "-ffp-contract=fast", *SANITIZERS]
     jobs, objects = [], []
     for source, extra in files.items():
         objects.append(str(folder / f"{source.stem}.o"))
