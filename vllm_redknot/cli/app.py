@@ -35,13 +35,11 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run a command line. Ends the process with its status, as a console script must."""
-        del standalone_mode
+        del prog_name, standalone_mode
         status: object = 0
         try:
             # In this mode the status of `typer.Exit` is returned, and errors are left to us.
-            status = super().main(
-                args, prog_name or "redknot", complete_var, False, windows_expand_args, **extra
-            )
+            status = super().main(args, "redknot", complete_var, False, windows_expand_args, **extra)
         except typer.TyperException as error:
             # Without a command the help has been printed, and there is nothing to add.
             message = error.format_message()
