@@ -6,11 +6,13 @@ Commands raise; this module alone turns what they raise into a line and a status
 import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from typer.core import TyperGroup
 
 from vllm_redknot.cli.errors import CliError
@@ -20,6 +22,8 @@ from vllm_redknot.heads.errors import HeadProfileError
 PROBLEM: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
+WIDE: Final = 1000
+"""Columns of a terminal in which any table has its natural width."""
 
 
 class OneLineErrors(TyperGroup):
@@ -76,6 +80,23 @@ def warn(message: str) -> None:
 def console() -> Console:
     """Where people read: stdout at the terminal's width, plain text where it is no terminal."""
     return Console(highlight=False, emoji=False)
+
+
+def print_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Right-aligned columns; where the terminal is too narrow for them, a paragraph a row. No number is ever broken."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    kept = list(rows)
+    for row in kept:
+        table.add_row(*row)
+    if table.__rich_measure__(out, out.options.update(max_width=WIDE)).maximum <= out.width:
+        out.print(table)
+        return
+    for row in kept:
+        out.print(f"  {columns[0]} {row[0]}", markup=False)
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            out.print(f"    {column}: {cell}", markup=False)
 
 
 def emit_json(document: Mapping[str, Any]) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from vllm_redknot.cli import options
-from vllm_redknot.cli.app import console, emit_json, warn
+from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.head_map import ONE_LOCAL, HeadMap, head_map
 from vllm_redknot.cli.head_map_png import save_head_map
@@ -125,18 +124,16 @@ def _show_savings(rows: Sequence[Mapping[str, Any]], found: Target, batched_toke
         f"KV of one longest request, by the closed form for steps of {batched_tokens} tokens"
         f" ({BATCHES} in flight, pages of {BLOCK_SIZE}); `redknot plan` has the engine's figure."
     )
-    table = Table("context", "KV kept", "requests at once")
-    with_bytes = rows[0]["request_bytes"] is not None
-    if with_bytes:
-        table.add_column("KV bytes, 16-bit")
-    for column in table.columns:
-        column.justify = "right"
-    for row in rows:
-        cells = [show_tokens(row["context"]), f"{row['kept_share']:.1%}", f"{1 / row['kept_share']:.2f}x"]
-        if with_bytes:
-            cells.append(f"{show_bytes(row['dense_request_bytes'])} -> {show_bytes(row['request_bytes'])}")
-        table.add_row(*cells)
-    out.print(table)
+    columns = ["context", "KV kept", "requests at once"]
+    columns += ["KV bytes, 16-bit"] if rows[0]["request_bytes"] is not None else []
+    print_table(out, columns, map(_savings_row, rows))
+
+
+def _savings_row(row: Mapping[str, Any]) -> list[str]:
+    cells = [show_tokens(row["context"]), f"{row['kept_share']:.1%}", f"{1 / row['kept_share']:.2f}x"]
+    if row["request_bytes"] is None:
+        return cells
+    return [*cells, f"{show_bytes(row['dense_request_bytes'])} -> {show_bytes(row['request_bytes'])}"]
 
 
 def _show_origin(document: Mapping[str, Any]) -> None:

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from vllm_redknot.cli import options
-from vllm_redknot.cli.app import console, emit_json, warn
+from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.capacity_plan import ContextPlan, Server, plan_context
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES, ShapeGiven, Subject, kv_bytes_per_rank, plan_subject
 from vllm_redknot.cli.plan_json import plan_document
@@ -179,14 +178,9 @@ def _show(server: Server, subject: Subject, plans: Sequence[ContextPlan], memory
 
 
 def _table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table()
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row)
     out.print()
     out.print(title, style="bold")
-    out.print(table)
+    print_table(out, columns, rows)
 
 
 def _kv_row(plan: ContextPlan) -> list[str]:
