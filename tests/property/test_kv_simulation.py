@@ -61,8 +61,8 @@ def test_thousands_of_random_steps_keep_every_invariant() -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_random_steps_keep_every_invariant() -> None:
-    run_seeds(range(200, 2000))
+def test_sixty_thousand_random_steps_keep_every_invariant() -> None:
+    run_seeds(range(200, 600))
 
 
 class FreesSinks(SinkWindowManager):
