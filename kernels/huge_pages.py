@@ -12,8 +12,12 @@ logger = logging.getLogger(__name__)
 MADV_COLLAPSE = 25  # Linux 6.1; not in the mmap module
 
 
-def advise_huge_pages(pool: torch.Tensor) -> bool:
+def advise_huge_pages(pool: torch.Tensor, wait: bool = False) -> bool:
     """Advise the kernel for the memory of a CPU tensor: MADV_HUGEPAGE, and MADV_COLLAPSE for what is in use already.
+
+    Args:
+        pool: any tensor; its whole memory is meant.
+        wait: return when pages in use are merged, which takes seconds per GiB; else that goes on in the background.
 
     Returns:
         Whether the advice was taken. Without it everything works, with smaller pages.
@@ -34,4 +38,6 @@ def advise_huge_pages(pool: torch.Tensor) -> bool:
     # that do not know this advice merge in their own time.
     collapse = threading.Thread(target=libc.madvise, args=(start, length, MADV_COLLAPSE), daemon=True)
     collapse.start()
+    if wait:
+        collapse.join()
     return True
