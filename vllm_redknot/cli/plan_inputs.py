@@ -17,7 +17,6 @@ from vllm_redknot.heads.profile import HeadProfile, all_global
 
 ELEMENT_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 """Of K and V by vLLM's --dtype; `auto` takes 16 bits for fp32 checkpoints too."""
-CONTEXTS: Final = (8 * 1024, 32 * 1024, 128 * 1024)
 
 
 class ShapeGiven(NamedTuple):
@@ -42,13 +41,6 @@ class Subject:
     max_context: int | None = None
     weight_bytes: int | None = None
     warnings: tuple[str, ...] = ()
-
-    @property
-    def default_contexts(self) -> list[int]:
-        """Round lengths the model can have, and its longest."""
-        if self.max_context is None:
-            return list(CONTEXTS)
-        return [*(context for context in CONTEXTS if context < self.max_context), self.max_context]
 
 
 def plan_subject(model: Path | None, config: RedknotConfig, given: ShapeGiven) -> Subject:

@@ -13,6 +13,8 @@ BYTE_UNITS: Final = {
     **{unit + "IB": 2 ** (10 * power) for power, unit in enumerate("KMGT", start=1)},
     **{unit: 2 ** (10 * power) for power, unit in enumerate("KMGT", start=1)},
 }
+CONTEXTS: Final = (8 * 1024, 32 * 1024, 128 * 1024)
+"""What figures are shown for unless asked otherwise."""
 NUMBER: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 
 
@@ -37,6 +39,13 @@ def parse_bytes(text: str) -> int:
             f"{text!r} is no number of bytes: give one such as 80GiB, 80GB or 1073741824"
         )
     return count
+
+
+def default_contexts(longest: int | None) -> list[int]:
+    """Round lengths that a model can have, and its longest; without one, the round ones."""
+    if longest is None:
+        return list(CONTEXTS)
+    return [*(context for context in CONTEXTS if context < longest), longest]
 
 
 def _parse(text: str, units: dict[str, int]) -> int | None:

@@ -92,11 +92,11 @@ def _section(out: Console, title: str, lines: Sequence[tuple[str, str]]) -> None
 def _engine_lines(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if engine is None or "error" in engine:
         return [("vLLM", "not asked" if engine is None else f"does not load: {engine['error']}")]
-    loaded = "by vLLM" if engine["loaded_by_vllm"] else "not by vLLM"
+    loaded = "called by vLLM" if engine["loaded_by_vllm"] else "not called by vLLM"
     backend = "registered" if engine["backend_registered"] else "not registered"
     lines = [
         ("vLLM", f"{engine['vllm']} on {engine['platform']}"),
-        ("register()", f"called {loaded}; REDKNOT {backend}"),
+        ("register()", f"{loaded}; REDKNOT {backend}"),
     ]
     lines += [("said", message) for message in engine["messages"]]
     for patch in engine["patches"]:

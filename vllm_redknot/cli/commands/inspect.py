@@ -17,7 +17,7 @@ from vllm_redknot.cli.head_map_png import save_head_map
 from vllm_redknot.cli.inspection import BATCHES, BLOCK_SIZE, inspection
 from vllm_redknot.cli.model_file import is_model_folder
 from vllm_redknot.cli.target import Target, settings, target_of_file, target_of_model
-from vllm_redknot.cli.units import parse_token_list, show_bytes, show_tokens
+from vllm_redknot.cli.units import default_contexts, parse_token_list, show_bytes, show_tokens
 
 STYLES: Final = {
     "G": "bold white on red",
@@ -37,8 +37,13 @@ def inspect(
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
     contexts: Annotated[
-        str, typer.Option(metavar="LIST", help="Context lengths to show the savings for.")
-    ] = "8K,32K,128K",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Context lengths to show the savings for.",
+            show_default="8K,32K,128K, or up to the model's longest",
+        ),
+    ] = None,
     batched_tokens: options.BatchedTokens = "2K",  # type: ignore[assignment]
     png: options.Png = None,
     json: options.Json = False,
@@ -54,7 +59,7 @@ def inspect(
 
       redknot inspect ~/models/Qwen3-32B --heads heads.json --png heads.png
     """
-    lengths = parse_token_list(contexts)
+    lengths = None if contexts is None else parse_token_list(contexts)
     given = {
         "window": window,
         "sink": sink,
@@ -62,7 +67,8 @@ def inspect(
         "duo_threshold": duo_threshold,
     }
     found = _find(target, heads, given)
-    document = inspection(found, lengths, batched_tokens, element_bytes=2)
+    longest = found.model.max_context if found.model else None
+    document = inspection(found, lengths or default_contexts(longest), batched_tokens, element_bytes=2)
     grid = head_map(found.profile)
     if png is not None:
         save_head_map(grid, f"{found.origin}\n{found.profile.describe()}", png)

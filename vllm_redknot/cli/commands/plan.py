@@ -17,7 +17,14 @@ from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES, ShapeGiven, Subject, kv_
 from vllm_redknot.cli.plan_json import plan_document
 from vllm_redknot.cli.plan_png import save_plan
 from vllm_redknot.cli.target import settings
-from vllm_redknot.cli.units import parse_bytes, parse_token_list, show_bytes, show_flops, show_tokens
+from vllm_redknot.cli.units import (
+    default_contexts,
+    parse_bytes,
+    parse_token_list,
+    show_bytes,
+    show_flops,
+    show_tokens,
+)
 from vllm_redknot.kvcache.capacity import PageFormat
 
 
@@ -55,7 +62,7 @@ def plan(
         typer.Option(
             metavar="LIST",
             help="Context lengths: a row each, as if the server had that --max-model-len.",
-            show_default="8K,32K,128K up to the model's longest",
+            show_default="8K,32K,128K, or up to the model's longest",
         ),
     ] = None,
     kv_bytes: Annotated[
@@ -142,7 +149,7 @@ def plan(
         sliding=subject.sliding,
         kv_bytes=memory,
     )
-    plans = [plan_context(server, context) for context in lengths or subject.default_contexts]
+    plans = [plan_context(server, context) for context in lengths or default_contexts(subject.max_context)]
     if png is not None:
         save_plan(plans, subject.origin, png)
     if json:
