@@ -26,7 +26,6 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "stock": None,
     "bundled profile (window 256)": {},
     "bundled profile, window 1024": {"window": 1024},
-    "no global heads (window 256)": {"heads": "none"},
 }
 
 
@@ -68,14 +67,10 @@ def named_passcodes(sentences_per_gap: int, seeds: Sequence[int]) -> Iterator[Ca
         yield Case(f"four named passcodes, {sentences_per_gap} sentences apart", prompt, f" {codes[asked]}")
 
 
-def answer_all(
-    model: Path, redknot: dict[str, Any] | None, cases: Sequence[Case], folder: Path
-) -> list[dict[str, Any]]:
+def answer_all(model: Path, redknot: dict[str, Any] | None, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Greedy answers and NLL of the right ones."""
     from vllm import LLM, SamplingParams
 
-    if redknot == {"heads": "none"}:
-        redknot = {"heads": str(all_local(folder))}
     llm = LLM(
         str(model),
         attention_backend="CPU_ATTN" if redknot is None else "REDKNOT",
@@ -108,19 +103,6 @@ def answer_all(
     return rows
 
 
-def all_local(folder: Path) -> Path:
-    """A head file without a global head: what StreamingLLM keeps."""
-    path = folder / "all_local.json"
-    rows = [["local"] * 3] * 30
-    document = {"num_layers": 30, "num_kv_heads": 3, "kv_head_classification": rows}
-    path.write_text(
-        json.dumps(
-            {**document, "kv_head_max_distance": [[256] * 3] * 30, "kv_head_sink_size": [[4] * 3] * 30}
-        )
-    )
-    return path
-
-
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Found, n and mean NLL per task."""
     tasks = dict.fromkeys(row["task"] for row in rows)
@@ -137,8 +119,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Command line."""
-    import tempfile
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-folder", type=Path, default=default_folder(), help="folder of SmolLM2")
     parser.add_argument(
@@ -156,8 +136,7 @@ def main() -> None:
         *([] if arguments.quick else named_passcodes(10, range(10))),
     ]
     chosen = dict(list(SETTINGS.items())[:2]) if arguments.quick else SETTINGS
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {name: answer_all(model, redknot, cases, Path(folder)) for name, redknot in chosen.items()}
+    rows = {name: answer_all(model, redknot, cases) for name, redknot in chosen.items()}
     document = {
         "machine": describe_machine(),
         "summary": {name: summary(found) for name, found in rows.items()},
