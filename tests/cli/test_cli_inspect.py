@@ -150,6 +150,23 @@ def test_a_malformed_file_is_one_line(fails: Callable[..., str], tmp_path: Path,
     assert "bad.json" in fails("inspect", path, "--json")
 
 
+def test_a_file_cannot_steer_the_terminal(redknot: Run, heads_file: Path, write_model: WriteModel) -> None:
+    text = heads_file.read_text()
+    evil = json.dumps("\x1b]0;owned\x07\x1b[31m[red]notes[/red]")
+    heads_file.write_text(text.replace('"by hand"', evil).replace('"name": "small"', f'"model_type": {evil}'))
+    for arguments in ((heads_file,), (write_model(), "--heads", heads_file)):
+        result = redknot("inspect", *arguments)
+        assert result.exit_code == 0
+        assert not [letter for letter in result.output if not letter.isprintable() and letter != "\n"]
+        assert "[red]notes[/red]" in result.stdout
+
+
+def test_a_models_broken_config_is_named_as_such(fails: Callable[..., str], write_model: WriteModel) -> None:
+    folder = write_model()
+    (folder / "config.json").write_text("{")
+    assert "config.json: is not JSON" in fails("inspect", folder)
+
+
 def test_paths_that_lead_nowhere_are_one_line(
     fails: Callable[..., str], tmp_path: Path, heads_file: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """A plan made from the config alone agrees with what vLLM's own planning allocates, grouping included."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from vllm.v1.core import kv_cache_utils
 from benchmarks.memory import BATCHED_TOKENS, BLOCK, LARGE_MODELS, engine_config, planned_bytes
 from tests.cli.conftest import Run
 from vllm_redknot.attention.segments import head_spec
+from vllm_redknot.heads import native
 from vllm_redknot.heads.formats import load_profile
+from vllm_redknot.heads.resolve import bundled_paths
 from vllm_redknot.plugin import register
 from vllm_redknot.support import resolve_model_heads
 
@@ -57,13 +60,30 @@ def test_the_test_model_gets_24_requests_of_8k_into_a_gib(redknot: Run, model_pa
     assert row["redknot"]["groups"] == 7
 
 
+def mixed_heads(path: Path) -> Path:
+    """The bundled profile with long windows and no sinks in even layers, short windows and long sinks in odd ones."""
+    (bundled,) = bundled_paths()
+    profile = load_profile(bundled)
+    window = tuple(
+        tuple(None if old is None else (300 if row % 2 else 2000) for old in windows)
+        for row, windows in enumerate(profile.window)
+    )
+    sink = tuple((1500 if row % 2 else 0,) * 3 for row in range(profile.num_layers))
+    native.write(replace(profile, window=window, sink=sink), path)
+    return path
+
+
 @pytest.mark.parametrize("max_groups", [2, 4, 16])
-@pytest.mark.parametrize("overrides", [{}, {"window": 1024, "sink": 70}, {"dense_prefix_layers": 3}])
+@pytest.mark.parametrize("overrides", [{}, {"window": 1024, "sink": 70}, {"dense_prefix_layers": 3}, "mixed"])
 def test_padding_and_promotion_are_those_of_the_engine(
-    redknot: Run, model_path: Path, max_groups: int, overrides: dict[str, int]
+    redknot: Run, model_path: Path, tmp_path: Path, max_groups: int, overrides: dict[str, int] | str
 ) -> None:
     register()
-    settings = {**overrides, "max_groups": max_groups}
+    settings: dict[str, int | str] = {"max_groups": max_groups}
+    if isinstance(overrides, str):
+        settings["heads"] = str(mixed_heads(tmp_path / "mixed.json"))
+    else:
+        settings |= overrides
     config = EngineArgs(
         model=str(model_path),
         attention_backend="REDKNOT",

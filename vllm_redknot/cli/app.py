@@ -68,18 +68,32 @@ class OneLineErrors(TyperGroup):
 
 
 def _say(message: str, status: int) -> int:
-    typer.echo(f"redknot: {' '.join(message.split())}", err=True)
+    typer.echo(f"redknot: {printable(' '.join(message.split()))}", err=True)
     return status
 
 
 def warn(message: str) -> None:
     """One line on stderr that does not change the status."""
-    typer.echo(f"redknot: warning: {' '.join(message.split())}", err=True)
+    typer.echo(f"redknot: warning: {printable(' '.join(message.split()))}", err=True)
+
+
+def printable(text: str) -> str:
+    """The text without characters that steer a terminal: files we show are not ours."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
+class PlainConsole(Console):
+    """A console on which strings cannot hold escape sequences or markup of their own."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, markup off."""
+        safe = [printable(shown) if isinstance(shown, str) else shown for shown in objects]
+        super().print(*safe, **{"markup": False, **options})
 
 
 def console() -> Console:
     """Where people read: stdout at the terminal's width, plain text where it is no terminal."""
-    return Console(highlight=False, emoji=False)
+    return PlainConsole(highlight=False, emoji=False)
 
 
 def print_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -94,9 +108,9 @@ def print_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[st
         out.print(table)
         return
     for row in kept:
-        out.print(f"  {columns[0]} {row[0]}", markup=False)
+        out.print(f"  {columns[0]} {row[0]}")
         for column, cell in zip(columns[1:], row[1:], strict=True):
-            out.print(f"    {column}: {cell}", markup=False)
+            out.print(f"    {column}: {cell}")
 
 
 def emit_json(document: Mapping[str, Any]) -> None:

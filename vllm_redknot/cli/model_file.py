@@ -15,6 +15,7 @@ from typing import Any, Final
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS
+from vllm_redknot.heads.readers.duo_attention import TSV_NAME
 
 CONFIG_NAME: Final = "config.json"
 INDEX_NAME: Final = "model.safetensors.index.json"
@@ -46,10 +47,12 @@ class ModelFile:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder holds a model's config.json; DuoAttention's has two sizes and no `model_type`."""
+    """Whether a folder holds a model's config.json. DuoAttention's lies beside scores, and has no `model_type`."""
     try:
-        return path.is_dir() and "model_type" in _read_object(path / CONFIG_NAME)
-    except CliError:
+        if not (path / CONFIG_NAME).is_file():
+            return False
+        return not (path / TSV_NAME).exists() or "model_type" in _read_object(path / CONFIG_NAME)
+    except (CliError, OSError):
         return False
 
 
@@ -160,7 +163,7 @@ def _stored_bytes(folder: Path) -> int | None:
         metadata = _read_object(folder / INDEX_NAME).get("metadata")
         if isinstance(metadata, dict) and (total := _optional_integer(metadata.get("total_size"))):
             return total
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file()) or None
 
 
 def _computed_bytes(text: Mapping[str, Any], shape: ModelShape) -> int | None:

@@ -55,7 +55,8 @@ def plan_subject(model: Path | None, config: RedknotConfig, given: ShapeGiven) -
         if given.layers is None or given.kv_heads is None:
             raise typer.BadParameter("give MODEL, or --layers, --kv-heads, --query-heads and --head-dim")
         profile = all_global(tuple(range(given.layers)), given.kv_heads)
-        return _of_numbers(profile, "every head global", given, ("no --heads FILE: nothing is saved",))
+        idle = ("no --heads FILE: nothing is saved",) if config.heads is None else ()
+        return _of_numbers(profile, "every head global", given, idle)
     found = target_of_file(Path(str(config.heads)), config)
     profile = found.profile
     for name, stated, ours in (

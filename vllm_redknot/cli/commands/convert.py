@@ -67,8 +67,8 @@ def convert(
         warn(warning)
     out = console()
     for path in written:
-        out.print(str(path), soft_wrap=True, markup=False)
+        out.print(str(path), soft_wrap=True)
     for item in lost.items:
-        out.print(f"left out: {item}", markup=False)
+        out.print(f"left out: {item}")
     if not lost.same_view:
         warn("heads see something else than in the original")

@@ -77,7 +77,6 @@ def _show(report: Mapping[str, Any], findings: Sequence[Finding]) -> None:
         out.print(
             f"{finding.severity.upper()}: {finding.what}. Remedy: {finding.remedy}.",
             soft_wrap=True,
-            markup=False,
         )
     if not findings:
         out.print("No problem found.")
@@ -86,7 +85,7 @@ def _show(report: Mapping[str, Any], findings: Sequence[Finding]) -> None:
 def _section(out: Console, title: str, lines: Sequence[tuple[str, str]]) -> None:
     out.print(title, style="bold")
     for name, value in lines:
-        out.print(f"  {name}: {value}", soft_wrap=True, markup=False)
+        out.print(f"  {name}: {value}", soft_wrap=True)
 
 
 def _engine_lines(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -90,20 +90,18 @@ def _find(target: Path, heads: str | None, given: dict[str, Any]) -> Target:
 
 def _show(found: Target, document: Mapping[str, Any], grid: HeadMap, batched_tokens: int) -> None:
     out = console()
-    out.print(f"{found.origin}", style="bold", soft_wrap=True, markup=False)
+    out.print(f"{found.origin}", style="bold", soft_wrap=True)
     for reason in document["why"]:
-        out.print(f"  {reason}", markup=False)
+        out.print(f"  {reason}")
     if found.model:
-        out.print(f"Model: {found.model.shape.described}. The head classes fit it.", markup=False)
+        out.print(f"Model: {found.model.shape.described}. The head classes fit it.")
     out.print()
     for line in grid.lines(out.width):
         out.print(_coloured(line), soft_wrap=True)
     out.print()
     total = sum(entry.heads for entry in grid.legend)
     for entry in grid.legend:
-        out.print(
-            f"{entry.symbol}  {entry.heads:>5} ({entry.heads / total:.1%})  {entry.meaning}", markup=False
-        )
+        out.print(f"{entry.symbol}  {entry.heads:>5} ({entry.heads / total:.1%})  {entry.meaning}")
     if found.profile.dense_prefix_layers:
         out.print(f"The first {found.profile.dense_prefix_layers} attention layers are dense.")
     if found.model and found.model.sliding:
@@ -149,7 +147,7 @@ def _show_origin(document: Mapping[str, Any]) -> None:
         if values:
             out.print(f"{title}:", style="bold")
         for key, value in values.items():
-            out.print(f"  {key}: {value}", markup=False)
+            out.print(f"  {key}: {value}")
     if document["sections"]:
-        out.print(f"Sections: {', '.join(document['sections'])}", markup=False)
+        out.print(f"Sections: {', '.join(document['sections'])}")
     out.print(f"Fingerprint: {document['fingerprint']}")

@@ -163,8 +163,8 @@ def plan(
 
 def _show(server: Server, subject: Subject, plans: Sequence[ContextPlan], memory: str) -> None:
     out = console()
-    out.print(subject.origin, style="bold", soft_wrap=True, markup=False)
-    out.print(server.profile.describe(), markup=False)
+    out.print(subject.origin, style="bold", soft_wrap=True)
+    out.print(server.profile.describe())
     if server.sliding:
         out.print(
             f"{len(server.sliding)} layers have a sliding window of their own and keep that, stock as here."
