@@ -1,7 +1,9 @@
 """What all commands share: help, versions, exit statuses, one-line errors, no need of vLLM."""
 
+import pkgutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 import vllm_redknot
 from tests.cli.conftest import Run
-from vllm_redknot.cli import target
+from vllm_redknot.cli import main, target
 
 COMMANDS = ("inspect", "convert", "plan", "config", "doctor")
 
@@ -89,6 +91,11 @@ for command in {commands!r}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_console_script_is_this_command(repo_root: Path) -> None:
+    scripts = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]["scripts"]
+    assert pkgutil.resolve_name(scripts["redknot"]) is main.main
 
 
 def test_the_module_runs_like_the_script(heads_file: Path) -> None:
