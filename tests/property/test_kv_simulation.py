@@ -61,8 +61,8 @@ def test_thousands_of_random_steps_keep_every_invariant() -> None:
 
 
 @pytest.mark.slow
-def test_sixty_thousand_random_steps_keep_every_invariant() -> None:
-    run_seeds(range(200, 600))
+def test_thirty_thousand_more_random_steps_keep_every_invariant() -> None:
+    run_seeds(range(200, 400))
 
 
 class FreesSinks(SinkWindowManager):
