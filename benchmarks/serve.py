@@ -47,6 +47,9 @@ FULL = Plan(1, (512, 7500), 3, (32, 64, 48), (8, 6000, 48), (32, 4000, 16))
 QUICK = Plan(1, (512, 2000), 1, (8, 64, 24), (2, 1500, 24), (4, 1000, 8))
 
 
+SCENARIOS = ("ttft", "itl_short", "itl_long", "throughput")
+
+
 class Prompts:
     """Token-id prompts of natural text; each is handed out once."""
 
@@ -95,16 +98,22 @@ def decode_gaps(streams: Sequence[Sequence[float]]) -> Iterator[float]:
                 yield right - left
 
 
-async def measure(client: AsyncOpenAI, model: Path, plan: Plan, prompts: Prompts) -> Samples:
-    """One round of all scenarios against one server."""
+async def measure(
+    client: AsyncOpenAI, model: Path, plan: Plan, scenarios: Sequence[str], prompts: Prompts
+) -> Samples:
+    """One round of the scenarios against one server."""
     await stream_times(client, model, prompts.take(64), 4)
     samples: Samples = {}
-    for length in plan.ttft_lengths:
+    for length in plan.ttft_lengths if "ttft" in scenarios else ():
         times = [await stream_times(client, model, prompts.take(length), 1) for _ in range(plan.ttft_repeats)]
         samples[f"ttft_{length}_s"] = [row[1] - row[0] for row in times]
     for name, (requests, length, answer) in (("short", plan.short), ("long", plan.long)):
+        if f"itl_{name}" not in scenarios:
+            continue
         streams = await crowd(client, model, [prompts.take(length) for _ in range(requests)], answer)
         samples[f"itl_{name}_{requests}x{length}_s"] = [statistics.median(decode_gaps(streams))]
+    if "throughput" not in scenarios:
+        return samples
     requests, length, answer = plan.throughput
     started = time.perf_counter()
     await crowd(client, model, [prompts.take(length) for _ in range(requests)], answer)
@@ -113,13 +122,13 @@ async def measure(client: AsyncOpenAI, model: Path, plan: Plan, prompts: Prompts
     return samples
 
 
-async def against(url: str, model: Path, plan: Plan, prompts: Prompts) -> Samples:
+async def against(url: str, model: Path, plan: Plan, scenarios: Sequence[str], prompts: Prompts) -> Samples:
     """`measure` with a client of its own."""
     async with AsyncOpenAI(base_url=url, api_key="none", timeout=3600, max_retries=0) as client:
-        return await measure(client, model, plan, prompts)
+        return await measure(client, model, plan, scenarios, prompts)
 
 
-def run(model: Path, plan: Plan, compiled: bool) -> dict[str, Samples]:
+def run(model: Path, plan: Plan, scenarios: Sequence[str], compiled: bool) -> dict[str, Samples]:
     """Stock and REDKNOT servers in turns; samples of all rounds."""
     prompts = Prompts(model)
     merged: dict[str, Samples] = {name: {} for name in BACKENDS}
@@ -134,7 +143,8 @@ def run(model: Path, plan: Plan, compiled: bool) -> dict[str, Samples]:
                 tempfile.TemporaryDirectory() as folder,
                 serving(model, flags, Path(folder) / "log", timeout=600) as server,
             ):
-                for key, values in asyncio.run(against(server.base_url, model, plan, prompts)).items():
+                found = asyncio.run(against(server.base_url, model, plan, scenarios, prompts))
+                for key, values in found.items():
                     merged[name].setdefault(key, []).extend(values)
     return merged
 
@@ -178,16 +188,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small prompts, one round")
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, not only eager")
     parser.add_argument("--output", type=Path, default=RESULTS / "serve_cpu.json", help="result file")
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="what to measure")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
-    modes = {"eager": run(arguments.model_folder, plan, compiled=False)}
+    modes = {"eager": run(arguments.model_folder, plan, arguments.only, compiled=False)}
     if arguments.compiled:
-        modes["compiled"] = run(arguments.model_folder, plan, compiled=True)
+        modes["compiled"] = run(arguments.model_folder, plan, arguments.only, compiled=True)
     document = {
         "machine": describe_machine(),
         "threads": 1,
         "heads": "bundled profile",
         "plan": plan.__dict__,
+        "scenarios": list(arguments.only),
         "samples": modes,
         "times_better_than_stock": {mode: ratios(samples) for mode, samples in modes.items()},
     }
