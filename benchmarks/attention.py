@@ -18,7 +18,6 @@ import torch
 
 from benchmarks.machine import describe_machine
 from vllm_redknot.kernels import native
-from vllm_redknot.kernels.huge_pages import advise_huge_pages
 from vllm_redknot.kernels.layout import GLOBAL_WINDOW, SegmentLayout
 from vllm_redknot.kernels.segpaged_attention import plan_batch, segpaged_attention
 
@@ -80,11 +79,8 @@ def ours(problem: Problem) -> Callable[[], None]:
     pages = -(-problem.seq_len // PAGE_SIZE)
     segment = problem.requests * pages * PAGE_SIZE * 2 * size
     windows = torch.tensor(problem.windows, dtype=torch.int32)
-    pool = torch.randn(heads * segment).bfloat16()
-    # As the engine does with vLLM's pool.
-    advise_huge_pages(pool, wait=True)
     layout = SegmentLayout(
-        pool=pool,
+        pool=torch.randn(heads * segment).bfloat16(),
         base=torch.arange(heads) * segment,
         group=torch.zeros(heads, dtype=torch.int32),
         window=windows,

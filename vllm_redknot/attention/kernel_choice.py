@@ -11,7 +11,6 @@ from vllm.logger import init_logger
 from vllm_redknot.attention.step import Step
 from vllm_redknot.config import RedknotConfig
 from vllm_redknot.kernels import native
-from vllm_redknot.kernels.huge_pages import advise_huge_pages
 from vllm_redknot.kernels.kv_write import kv_write
 from vllm_redknot.kernels.kv_write.torch_path import kv_write_torch
 from vllm_redknot.kernels.layout import SegmentLayout
@@ -47,10 +46,7 @@ class FusedKernels:
     """C++ on a CPU, Triton on a GPU."""
 
     def prepare(self, layouts: Iterable[SegmentLayout]) -> None:
-        """Ask for huge pages on a CPU; check what the GPU kernels take for granted."""
-        layouts = list(layouts)
-        # All layers share one pool.
-        advise_huge_pages(layouts[0].pool)
+        """Check what the GPU kernels take for granted."""
         for layout in layouts:
             if layout.pool.device.type == "cuda":
                 from vllm_redknot.kernels.segpaged_attention.triton import check_layout_alignment
