@@ -4,6 +4,7 @@ Ten minutes: ``python tests/fuzz/fuzz_cpu.py --seconds 600``. AMX tiles are emul
 """
 
 import argparse
+import os
 import platform
 import subprocess
 import tempfile
@@ -49,8 +50,10 @@ def fuzz(seconds: float, seed: int) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         program = build_fuzzer(Path(folder))
+        # A sanitizer wants to be the first library; vLLM in the same process may have preloaded others.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         done = subprocess.run(
-            [program, str(seconds), str(seed)], check=True, stdout=subprocess.PIPE, text=True
+            [program, str(seconds), str(seed)], check=True, stdout=subprocess.PIPE, text=True, env=environment
         )
         return done.stdout.strip()
 
