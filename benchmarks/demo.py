@@ -200,7 +200,7 @@ def main() -> None:
         record = {
             "machine": describe_machine(),
             "arguments": {
-                name: str(value) if isinstance(value, Path) else value
+                name: value.name if isinstance(value, Path) else value
                 for name, value in vars(arguments).items()
             },
             "passcode": prompt.passcode,
