@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from tools.smollm2_folder import default_folder
-from vllm_redknot.evals.needle import essay_sentences, needle_prompt
+from vllm_redknot.evals.needle import needle_prompt
+from vllm_redknot.evals.texts import essay_sentences
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = ("red", "green", "blue", "white")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_redknot.evals.texts import essays
+from vllm_redknot.evals.texts import essay_sentences
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,6 @@ class NeedlePrompt:
     def is_answered_by(self, answer: str) -> bool:
         """Whether the answer states the passcode."""
         return self.passcode in answer
-
-
-def essay_sentences() -> list[str]:
-    """The essays' sentences. Raises TextsMissingError where they are not installed."""
-    text = " ".join(essays().split())
-    return [sentence.strip() + "." for sentence in text.split(". ") if sentence.strip()]
 
 
 def needle_prompt(model_folder: Path, num_tokens: int, depth: float, seed: int) -> NeedlePrompt:

@@ -6,6 +6,10 @@ import json
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
+
+Part = Literal["calibration", "held-out"]
+"""The essays' first and second half: what chose a profile never judges it."""
 
 
 class TextsMissingError(FileNotFoundError):
@@ -21,6 +25,15 @@ def essays() -> str:
     """
     text: str = json.loads(_data_file("PaulGrahamEssays.json").read_text(encoding="utf-8"))["text"]
     return text
+
+
+@cache
+def essay_sentences(part: Part | None = None) -> tuple[str, ...]:
+    """Sentences of the essays, or of one half of them. Raises TextsMissingError where they are not installed."""
+    text = " ".join(essays().split())
+    sentences = tuple(f"{sentence.strip()}." for sentence in text.split(". ") if sentence.strip())
+    half = len(sentences) // 2
+    return {None: sentences, "calibration": sentences[:half], "held-out": sentences[half:]}[part]
 
 
 def _data_file(name: str) -> Path:
