@@ -1,4 +1,4 @@
-"""Prompts whose continuation is known: one passcode in a text, or one of several named ones."""
+"""Prompts whose continuation is known: a passcode in a text, one of several named ones, or the text's own next tokens."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ ASK_SINGLE = "The secret passcode is"
 class Case:
     """Token ids of a prompt and of the only right continuation.
 
-    `gap` is the distance in tokens from the end of the prompt back to the end of the sentence that holds the answer: a
-    head whose window is smaller does not see it from there.
+    `span` is the sentence that holds the answer, as token positions [begin, end).
     """
 
     task: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    gap: int
+    span: tuple[int, int]
+
+    @property
+    def gap(self) -> int:
+        """Tokens from the end of `span` to the end of the prompt: a head with a smaller window sees none of it there."""
+        return len(self.prompt) - self.span[1]
 
 
 def single_needle(tokenizer: Tokenizer, length: int, depth: float, seed: int, part: Part = "held-out") -> Case:
@@ -62,6 +66,17 @@ def named_needles(
     ]
     ask = f"The {NAMES[asked]} passcode is"
     return _place(tokenizer, "named", needles, depths, asked, ask, codes[asked], length, rng, part)
+
+
+def essay_tail(tokenizer: Tokenizer, length: int, last: int, seed: int, part: Part = "held-out") -> Case:
+    """`length` tokens of the essays, the `last` of them as the answer. Raises TextsMissingError."""
+    sentences = essay_sentences(part)
+    at = random.Random(f"essays {seed} {part}").randrange(len(sentences))
+    ids: list[int] = []
+    while len(ids) < length:
+        ids += tokenizer.encode(f" {sentences[at % len(sentences)]}", add_special_tokens=False).ids
+        at += 1
+    return Case("essays", tuple(ids[: length - last]), tuple(ids[length - last : length]), (0, 0))
 
 
 def _code(rng: random.Random) -> str:
@@ -106,15 +121,16 @@ def _place(
         at += 1
     places = [_boundary(filler, depth * used) for depth in depths]
     tokens: list[int] = []
-    end_of_answer = 0
+    span = (0, 0)
     for index, sentence in enumerate([*filler, []]):
         for needle, place in enumerate(places):
             if place == index:
                 tokens += spans[needle]
-                end_of_answer = len(tokens) if needle == asked else end_of_answer
+                if needle == asked:
+                    span = (len(tokens) - len(spans[needle]), len(tokens))
         tokens += sentence
     prompt = (*tokens, *question)
-    return Case(task, prompt, tuple(encode(f" {code}")), len(prompt) - end_of_answer)
+    return Case(task, prompt, tuple(encode(f" {code}")), span)
 
 
 def _boundary(filler: Sequence[Sequence[int]], target: float) -> int:
