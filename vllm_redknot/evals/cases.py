@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from vllm_redknot.evals.texts import Part, essay_sentences
+from vllm_redknot.evals.texts import Source, sentences_of
 
 NAMES = ("red", "green", "blue", "white")
 ASK_SINGLE = "The secret passcode is"
@@ -32,17 +32,17 @@ class Case:
         return len(self.prompt) - self.span[1]
 
 
-def single_needle(tokenizer: Tokenizer, length: int, depth: float, seed: int, part: Part = "held-out") -> Case:
+def single_needle(tokenizer: Tokenizer, length: int, depth: float, seed: int, source: Source = "held-out") -> Case:
     """Essays of `length` tokens with a passcode, stated twice, at the fraction `depth` of them; asked for at the end.
 
     Raises:
         ValueError: `depth` is not in [0, 1], or the text and its needle do not fit in `length` tokens.
         TextsMissingError: The essays are not installed.
     """
-    rng = random.Random(f"single {seed} {part}")
+    rng = random.Random(f"single {seed}")
     code = _code(rng)
     needle = f"The secret passcode is {code}. Remember it. {code} is the secret passcode."
-    return _place(tokenizer, "needle", [needle], [depth], 0, ASK_SINGLE, code, length, rng, part)
+    return _place(tokenizer, "needle", [needle], [depth], 0, ASK_SINGLE, code, length, rng, source)
 
 
 def named_needles(
@@ -51,7 +51,7 @@ def named_needles(
     depths: Sequence[float],
     asked: int,
     seed: int,
-    part: Part = "held-out",
+    source: Source = "held-out",
 ) -> Case:
     """Essays with a passcode of each of `NAMES`, once each, at `depths`; the one of `NAMES[asked]` is asked for.
 
@@ -59,19 +59,19 @@ def named_needles(
     """
     if len(depths) != len(NAMES):
         raise ValueError(f"{len(depths)} depths for {len(NAMES)} names")
-    rng = random.Random(f"named {seed} {part}")
+    rng = random.Random(f"named {seed}")
     codes = [_code(rng) for _ in NAMES]
     needles = [
         f"The {name} passcode is {code}. Remember it." for name, code in zip(NAMES, codes, strict=True)
     ]
     ask = f"The {NAMES[asked]} passcode is"
-    return _place(tokenizer, "named", needles, depths, asked, ask, codes[asked], length, rng, part)
+    return _place(tokenizer, "named", needles, depths, asked, ask, codes[asked], length, rng, source)
 
 
-def essay_tail(tokenizer: Tokenizer, length: int, last: int, seed: int, part: Part = "held-out") -> Case:
+def essay_tail(tokenizer: Tokenizer, length: int, last: int, seed: int, source: Source = "held-out") -> Case:
     """`length` tokens of the essays, the `last` of them as the answer. Raises TextsMissingError."""
-    sentences = essay_sentences(part)
-    at = random.Random(f"essays {seed} {part}").randrange(len(sentences))
+    sentences = sentences_of(source)
+    at = random.Random(f"essays {seed}").randrange(len(sentences))
     ids: list[int] = []
     while len(ids) < length:
         ids += tokenizer.encode(f" {sentences[at % len(sentences)]}", add_special_tokens=False).ids
@@ -93,7 +93,7 @@ def _place(
     code: str,
     length: int,
     rng: random.Random,
-    part: Part,
+    source: Source,
 ) -> Case:
     """Needles between whole sentences: each where its depth comes, sentences dropped from the end to fit `length`."""
     if any(not 0 <= depth <= 1 for depth in depths) or list(depths) != sorted(depths):
@@ -108,7 +108,7 @@ def _place(
     room = length - len(question) - sum(map(len, spans))
     if room < 0:
         raise ValueError(f"length is {length}: the needles alone take {length - room} tokens")
-    sentences = essay_sentences(part)
+    sentences = sentences_of(source)
     at = rng.randrange(len(sentences))
     filler: list[list[int]] = []
     used = 0

@@ -10,6 +10,8 @@ from typing import Literal
 
 Part = Literal["calibration", "held-out"]
 """The essays' first and second half: what chose a profile never judges it."""
+Source = Part | tuple[str, ...]
+"""A half of the essays, or sentences of one's own."""
 
 
 class TextsMissingError(FileNotFoundError):
@@ -34,6 +36,11 @@ def essay_sentences(part: Part | None = None) -> tuple[str, ...]:
     sentences = tuple(f"{sentence.strip()}." for sentence in text.split(". ") if sentence.strip())
     half = len(sentences) // 2
     return {None: sentences, "calibration": sentences[:half], "held-out": sentences[half:]}[part]
+
+
+def sentences_of(source: Source) -> tuple[str, ...]:
+    """The sentences of a source. Raises TextsMissingError where it is the essays and they are not installed."""
+    return essay_sentences(source) if isinstance(source, str) else source
 
 
 def _data_file(name: str) -> Path:
