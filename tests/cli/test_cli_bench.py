@@ -60,7 +60,7 @@ def test_a_document_has_a_row_for_every_workload(bench: Bench, tmp_path: Path) -
     assert document == json.loads((tmp_path / "out" / "bench.json").read_text())
     assert (document["kind"], document["format"], document["model"]) == ("redknot.bench", 1, "model")
     assert document["heads"]["origin"].startswith("heads.json")
-    assert 0 < document["heads"]["kv_share"] < 1
+    assert document["heads"]["kv_share"] == 8 / 20
     rows = {(row["workload"], row["metric"]): row for row in document["rows"]}
     assert [key[1] for key in rows] == [
         *["time to first token"] * 2,
@@ -146,7 +146,7 @@ def test_a_folder_of_other_settings_is_refused(bench: Bench, tmp_path: Path) -> 
     assert bench("--rounds", "1").exit_code == 0
     result = bench("--rounds", "1", "--window", "128")
     assert result.exit_code == 1
-    assert "is of another measurement (heads is" in result.stderr
+    assert "is of another measurement (heads.description is" in result.stderr
     assert len(diary(tmp_path)) == 2
 
 

@@ -39,7 +39,8 @@ def test_a_ratio_is_of_medians_and_redknot_over_stock() -> None:
         )
         for side, most, times in (("stock", 4.0, [2.0, 4.0, 100.0]), ("redknot", 8.0, [1.0]))
     ]
-    document = bench_document({}, [asked], rounds, 128, 1000)
+    document = bench_document({"heads": {"origin": "x"}}, [asked], rounds, 128, 1000)
+    assert document["heads"] == {"origin": "x", "kv_share": 0.5}
     ttft, kv, concurrency = document["rows"]
     assert (ttft["stock"]["median"], ttft["ratio"], ttft["better"]) == (4.0, 0.25, "lower")
     assert (kv["stock"]["median"], kv["redknot"]["median"], kv["ratio"]) == (250.0, 125.0, 0.5)

@@ -24,7 +24,7 @@ def bench_document(
     context: int,
     kv_bytes: int,
 ) -> dict[str, Any]:
-    """Rows of medians over all rounds, after `header`.
+    """Rows of medians over all rounds, after `header`, to whose heads the share of KV bytes is added.
 
     Args:
         header: what is in every document: model, heads, machine, versions, settings.
@@ -44,7 +44,10 @@ def bench_document(
     concurrency = {side: [found.max_concurrency for found in by_side[side]] for side in SIDES}
     request = {side: [float(round(kv_bytes / most)) for most in concurrency[side]] for side in SIDES}
     rows += [_row(longest, KV_BYTES, request), _row(longest, CONCURRENCY, concurrency)]
-    return {"kind": KIND, "format": FORMAT, **header, "rows": rows}
+    # By the servers' own figures: the plan cannot know how many batches a server keeps in flight.
+    share = statistics.median(concurrency["stock"]) / statistics.median(concurrency["redknot"])
+    heads = {**header["heads"], "kv_share": round(share, 4)}
+    return {"kind": KIND, "format": FORMAT, **header, "heads": heads, "rows": rows}
 
 
 def dumps(document: Mapping[str, Any]) -> str:

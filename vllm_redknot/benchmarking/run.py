@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from vllm_redknot.benchmarking.client import ask, prompt_seed, warm_up
+from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.figures import samples
-from vllm_redknot.benchmarking.server import VLLM, Capacity, serving
+from vllm_redknot.benchmarking.server import VLLM, Capacity, last_lines, serving
 from vllm_redknot.benchmarking.store import Round, Side, Store
 from vllm_redknot.benchmarking.workloads import Workload
 
@@ -96,7 +97,10 @@ def one_round(measurement: Measurement, store: Store, number: int, side: Side, s
             say(workload.described)
             seed = prompt_seed(workload, number)
             result = ask(server, model, workload, seed, Path(folder), measurement.command)
-            figures[workload.key] = samples(workload, result)
+            try:
+                figures[workload.key] = samples(workload, result)
+            except BenchmarkError as error:
+                raise BenchmarkError(str(error), last_lines(log)) from error
     return Round(
         plan=store.fingerprint,
         round=number,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm_redknot.benchmarking.store import Side
-from vllm_redknot.cli.capacity_plan import ContextPlan, Server, plan_context
+from vllm_redknot.cli.capacity_plan import Server, plan_context
 from vllm_redknot.cli.model_file import ModelFile
 from vllm_redknot.cli.serve_flags import backend_flags, redknot_section
 from vllm_redknot.cli.target import Target
@@ -34,10 +34,9 @@ class Common:
 
 @dataclass(frozen=True)
 class Servers:
-    """What both servers are started with, and what the plan says of REDKNOT's KV bytes at the longest request."""
+    """What both servers are started with."""
 
     kv_bytes: int
-    kv_share: float
     common_flags: tuple[str, ...]
     redknot_settings: dict[str, Any]
 
@@ -50,8 +49,8 @@ class Servers:
 
 def servers(target: Target, model: ModelFile, config: RedknotConfig, common: Common) -> Servers:
     """Raises CliError or HeadFitError where the head classes cannot be served so."""
-    planned = _plan(target, model, config, common)
-    kv_bytes = common.kv_bytes or REQUESTS_OF_STOCK * planned.stock.request_bytes
+    longest = _stock_request_bytes(target, model, config, common)
+    kv_bytes = common.kv_bytes or REQUESTS_OF_STOCK * longest
     flags = [
         *("--max-model-len", str(common.context), "--kv-cache-memory-bytes", str(kv_bytes)),
         *("--max-num-batched-tokens", str(common.batched_tokens), "--block-size", str(common.block_size)),
@@ -60,18 +59,19 @@ def servers(target: Target, model: ModelFile, config: RedknotConfig, common: Com
         flags += ["--tensor-parallel-size", str(common.tp_size)]
     if common.enforce_eager:
         flags.append("--enforce-eager")
-    return Servers(kv_bytes, planned.kept_share, (*flags, *common.further), redknot_section(config, given=()))
+    return Servers(kv_bytes, (*flags, *common.further), redknot_section(config, given=()))
 
 
-def _plan(target: Target, model: ModelFile, config: RedknotConfig, common: Common) -> ContextPlan:
+def _stock_request_bytes(target: Target, model: ModelFile, config: RedknotConfig, common: Common) -> int:
+    """KV bytes of a longest request of one GPU; the plan also checks that the heads can be served."""
     server = Server(
         profile=target.profile,
         attention_layers=model.shape.attention_layers,
         query_heads=model.shape.num_attention_heads,
         page=PageFormat(model.shape.head_dim, ELEMENT_BYTES, common.block_size),
-        in_flight_tokens=2 * common.batched_tokens,
+        in_flight_tokens=common.batched_tokens,
         max_groups=config.max_groups,
         tp_size=common.tp_size,
         sliding=model.sliding,
     )
-    return plan_context(server, common.context)
+    return plan_context(server, common.context).stock.request_bytes

@@ -117,14 +117,14 @@ def _read_json(path: Path) -> Any:
         raise BenchmarkError(f"{path} is damaged ({error}): delete it to have it measured again") from error
 
 
-def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
-    """The first key that differs, with both values; nothing if the plans are one."""
-    if not isinstance(found, dict):
-        return "it is no plan"
-    for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
-            return f"{key} is {found.get(key)!r:.120} there and {wanted.get(key)!r:.120} here"
-    return ""
+def _difference(found: Any, wanted: Any, place: str = "the plan") -> str:
+    """The first value that differs, by its path, with both; nothing if the plans are one."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted})
+        places = {key: f"{place}.{key}".removeprefix("the plan.") for key in keys}
+        each = (_difference(found.get(key), wanted.get(key), places[key]) for key in keys)
+        return next(filter(None, each), "")
+    return "" if found == wanted else f"{place} is {found!r:.120} there and {wanted!r:.120} here"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -30,6 +30,7 @@ QUANTITIES: Final = {
     Metric.ITL: Quantity("inter-token latency", "ms", "lower"),
     Metric.THROUGHPUT: Quantity("throughput", "tokens/s", "higher"),
 }
+TTFT_REQUESTS: Final = 3
 GRANULARITY: Final = 16
 """Default prompt lengths are multiples of it."""
 
@@ -98,7 +99,7 @@ def workloads(
     many = wanted.throughput or (
         Crowd(4, _share(context, 1 / 8)) if quick else Crowd(32, _share(context, 1 / 2))
     )
-    chosen = [Workload(Metric.TTFT, 1 if quick else 3, length, 1) for length in dict.fromkeys(lengths)]
+    chosen = [Workload(Metric.TTFT, TTFT_REQUESTS, length, 1) for length in dict.fromkeys(lengths)]
     chosen += [
         Workload(Metric.ITL, crowd.requests, crowd.prompt_tokens, _answer(crowd, batched_tokens, quick))
         for crowd in dict.fromkeys((short, long))

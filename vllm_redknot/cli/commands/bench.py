@@ -216,7 +216,6 @@ def _header(target: Target, model: ModelFile, pair: Servers) -> dict[str, Any]:
             "origin": target.origin.rpartition("/")[2],
             "description": target.profile.describe(),
             "fingerprint": target.profile.fingerprint(),
-            "kv_share": round(pair.kv_share, 6),
         },
         "machine": described_machine(),
         "versions": versions(),
