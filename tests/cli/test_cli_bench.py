@@ -297,3 +297,12 @@ app(sys.argv[1:])
     assert process.returncode == 130
     assert "the same command goes on from there" in rest
     assert not is_alive(server)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_bench_explains_itself_at_any_width(redknot: Run, width: int) -> None:
+    result = redknot("bench", "--help", width=width)
+    assert result.exit_code == 0
+    assert "Usage: redknot bench" in result.stdout
+    assert "Example" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= width

@@ -72,3 +72,12 @@ app(["report", {str(results)!r}])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_report_explains_itself_at_any_width(redknot: Run, width: int) -> None:
+    result = redknot("report", "--help", width=width)
+    assert result.exit_code == 0
+    assert "Usage: redknot report" in result.stdout
+    assert "Example" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= width

@@ -18,7 +18,7 @@ def cell(task: str, length: int | None, depth: float | None, stock: float, ours:
     """One cell of an evaluation."""
     return {
         "task": task,
-        "metric": "recall",
+        "metric": "found",
         "length": length,
         "depth": depth,
         "n": 25,
@@ -37,6 +37,7 @@ def evaluation() -> dict[str, Any]:
         for depth in DEPTHS
     ]
     needle += [cell("single needle", length, None, 1.0, 0.7) for length in LENGTHS]
+    needle += [{**one, "metric": "nll"} for one in needle]
     fidelity = [
         {**cell("essays", 4096, None, 0.0, 0.031), "metric": "KL against dense", "stock": None},
         {**cell("essays", 4096, None, 3.1, 3.14), "metric": "NLL", "difference": None, "within_noise": None},
@@ -45,10 +46,12 @@ def evaluation() -> dict[str, Any]:
     return {
         "kind": "redknot.eval",
         "format": 1,
-        "model": MODEL,
+        "model": {"name": MODEL, "num_layers": LAYERS},
         "heads": heads_stated(),
         "versions": {"vllm": "0.32.0", "triton": None},
         "seed": 7,
+        "choices": {"beyond_window": {"1024": False, "2048": True}},
+        "notes": {"intervals": "95%"},
         "suites": {"fidelity": fidelity, "needle": needle, "qa": questions},
     }
 
@@ -56,7 +59,7 @@ def evaluation() -> dict[str, Any]:
 def heads_stated() -> dict[str, Any]:
     """What a document says of its head classes."""
     return {
-        "origin": "heads.json",
+        "origin": "/home/somebody/heads.json (the setting `heads`, native version 1)",
         "description": "9 global of 48 heads",
         "fingerprint": "0123456789abcdef",
         "kv_share": 0.273,

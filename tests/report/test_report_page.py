@@ -60,6 +60,7 @@ def test_the_page_shows_every_document(results: Path) -> None:
     for expected in (
         *("33.8 s", "14.2 s", "2.38x", "128 MiB", "32 MiB"),
         *("0.700 [0.650, 0.750]", "HotpotQA: F1", "within noise", "differs"),
+        *("beyond every local window: 1024 tokens", "Head classes: heads.json (the setting"),
         *("needle.recall", "random", "27.3% of stock's KV bytes", "made by hand"),
     ):
         assert expected in re.sub(r"\s+", " ", shown), expected

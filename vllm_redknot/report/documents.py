@@ -7,13 +7,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS
 
 MAX_ROWS: Final = 5000
 Name = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=4000)]
+
+
+def _name_of(model: object) -> object:
+    """A model is stated by its name, or by an object that has one."""
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def _file_name(origin: str) -> str:
+    """Where a file lies is of no use to who reads the page elsewhere."""
+    return origin.rpartition("/")[2]
+
+
+ModelName = Annotated[Name, BeforeValidator(_name_of)]
 Share = Annotated[float, Field(ge=0, le=2)]
 
 
@@ -24,7 +37,7 @@ class _Read(BaseModel):
 class HeadsStated(_Read):
     """Which head classes a document is about. `kv_share`: of stock's KV bytes, at the longest request."""
 
-    origin: Name | None = None
+    origin: Annotated[Text, AfterValidator(_file_name)] | None = None
     description: Text | None = None
     fingerprint: Name | None = None
     kv_share: Share | None = None
@@ -54,7 +67,7 @@ class BenchDocument(_Read):
 
     kind: Literal["redknot.bench"]
     format: Literal[1]
-    model: Name
+    model: ModelName
     heads: HeadsStated = HeadsStated()
     machine: dict[str, Any] = {}
     versions: dict[str, Any] = {}
@@ -83,15 +96,23 @@ class Cell(_Read):
     within_noise: bool | None = None
 
 
+class Choices(_Read):
+    """`beyond_window`: by length, whether needles lie farther back than any local window."""
+
+    beyond_window: Annotated[dict[Name, bool], Field(max_length=64)] = {}
+
+
 class EvalDocument(_Read):
     """What `redknot eval` writes."""
 
     kind: Literal["redknot.eval"]
     format: Literal[1]
-    model: Name
+    model: ModelName
     heads: HeadsStated = HeadsStated()
     versions: dict[str, Any] = {}
     seed: int | None = None
+    choices: Choices = Choices()
+    notes: dict[str, Any] = {}
     suites: Annotated[
         dict[Name, Annotated[list[Cell], Field(max_length=MAX_ROWS)]],
         Field(max_length=16),
@@ -123,7 +144,7 @@ class ProfileDocument(_Read):
 
     kind: Literal["redknot.profile"]
     format: Literal[1]
-    model: Name
+    model: ModelName
     shape: Annotated[list[Annotated[int, Field(ge=1, le=MAX_LAYERS)]], Field(min_length=2, max_length=2)]
     scores: Annotated[
         dict[Name, Annotated[list[Row], Field(min_length=1, max_length=MAX_LAYERS)]], Field(max_length=8)

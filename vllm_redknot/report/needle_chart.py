@@ -12,6 +12,7 @@ from vllm_redknot.report.numbers import shown, tokens
 COLUMN, ROW, LEFT, TOP = 32.0, 24.0, 38.0, 18.0
 MAX_SIDE: Final = 64
 """Lengths and depths that are drawn."""
+LIKELIHOODS: Final = frozenset({"nll", "kl"})
 SIDES: Final[tuple[tuple[Literal["stock", "redknot"], str], ...]] = (
     ("stock", "stock"),
     ("redknot", "REDKNOT"),
@@ -52,15 +53,21 @@ class Needles:
 
 
 def needle_charts(cells: Sequence[Cell]) -> list[Needles]:
-    """A pair of grids a task and metric that has depths."""
+    """A pair of grids a task that has depths, of metrics that are shares."""
     found = []
     for task, metric in dict.fromkeys((cell.task, cell.metric) for cell in cells):
         own = [
             cell for cell in cells if (cell.task, cell.metric) == (task, metric) and cell.length is not None
         ]
-        if any(cell.depth is not None for cell in own):
+        if any(cell.depth is not None for cell in own) and _are_shares(metric, own):
             found.append(Needles(task, metric, tuple(_grid(own, side, title) for side, title in SIDES)))
     return found
+
+
+def _are_shares(metric: str, cells: Sequence[Cell]) -> bool:
+    """Whether every value is a share of cases. An NLL below 1 only looks like one."""
+    values = [side.value for cell in cells for side in (cell.stock, cell.redknot) if side is not None]
+    return metric not in LIKELIHOODS and all(0 <= value <= 1 for value in values)
 
 
 def _grid(cells: Sequence[Cell], side: Literal["stock", "redknot"], title: str) -> Grid:
@@ -85,8 +92,8 @@ def _grid(cells: Sequence[Cell], side: Literal["stock", "redknot"], title: str) 
             Square(
                 LEFT + COLUMN * lengths.index(cell.length),
                 TOP + ROW * depths.index(cell.depth),
-                round(min(1.0, max(0.0, estimate.value)), 3),
-                f"{100 * estimate.value:.0f}" if 0 <= estimate.value <= 1 else shown(estimate.value),
+                round(estimate.value, 3),
+                f"{100 * estimate.value:.0f}",
                 f"{title}, {tokens(cell.length)} tokens, {where}: {shown(estimate.value)}{interval}, n {cell.n}",
             )
         )

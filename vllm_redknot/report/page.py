@@ -92,7 +92,8 @@ def _evaluation(name: str, document: EvalDocument) -> dict[str, Any]:
         "model": document.model,
         "heads": document.heads,
         "seed": document.seed,
-        "facts": tables.pairs(document.versions),
+        "facts": [*tables.pairs(document.notes), *tables.pairs(document.versions)],
+        "near": [length for length, beyond in document.choices.beyond_window.items() if not beyond],
         "needles": needle_charts(needles),
         "tables": [
             (suite, tables.totals(cells) if suite == NEEDLE else tables.rows(cells))
