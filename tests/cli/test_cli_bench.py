@@ -1,5 +1,6 @@
 """`redknot bench` with stand-ins for server and client: what it writes, keeps, refuses and cleans up."""
 
+import fcntl
 import json
 import os
 import signal
@@ -160,6 +161,14 @@ def test_a_folder_with_rounds_but_no_plan_is_refused(bench: Bench, tmp_path: Pat
     folder.mkdir(parents=True)
     (folder / "1-stock.json").write_text("{}")
     assert "'1-stock.json' but no plan.json" in bench().stderr
+
+
+def test_two_measurements_never_share_a_folder(bench: Bench, tmp_path: Path) -> None:
+    assert bench("--rounds", "1").exit_code == 0
+    with (tmp_path / "out" / "rounds" / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "another `redknot bench` measures in" in bench("--rounds", "2").stderr
+    assert bench("--rounds", "1").exit_code == 0
 
 
 def test_a_server_that_does_not_start_shows_the_end_of_its_log(bench: Bench, tmp_path: Path) -> None:

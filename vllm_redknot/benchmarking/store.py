@@ -5,6 +5,7 @@ A run that was interrupted goes on from them. A file that is not of this measure
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from vllm_redknot.benchmarking.errors import BenchmarkError
 PLAN_KIND: Final = "redknot.bench.plan"
 ROUND_KIND: Final = "redknot.bench.round"
 FORMAT: Final = 1
+LOCK: Final = "lock"
 MAX_BYTES: Final = 16 * 2**20
 Side = Literal["stock", "redknot"]
 Sample = Annotated[float, Field(ge=0)]
@@ -42,10 +44,10 @@ class Round(BaseModel):
 
 
 class Store:
-    """The folder `rounds` of an output folder, for one plan.
+    """The folder `rounds` of an output folder, for one plan and one process at a time.
 
     Raises:
-        BenchmarkError: the folder holds another measurement.
+        BenchmarkError: the folder holds another measurement, or another process measures there.
     """
 
     def __init__(self, output: Path, plan: Mapping[str, Any]) -> None:
@@ -55,9 +57,27 @@ class Store:
         self.folder = output / "rounds"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / LOCK).open("w")
+        try:
+            self._take(text)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others measure here."""
+        self._lock.close()
+
+    def _take(self, text: str) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BenchmarkError(
+                f"another `redknot bench` measures in {self.folder}: wait for it, or give another --output"
+            ) from error
         path = self.folder / "plan.json"
         if not path.exists():
-            if strangers := [entry.name for entry in sorted(self.folder.iterdir())]:
+            if strangers := [entry.name for entry in sorted(self.folder.iterdir()) if entry.name != LOCK]:
                 raise BenchmarkError(
                     f"{self.folder} holds {strangers[0]!r:.80} but no plan.json: give another --output"
                 )

@@ -7,7 +7,7 @@ import importlib.util
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -244,8 +244,7 @@ def _run(
         "workloads": [asdict(workload) for workload in measurement.workloads],
     }
     try:
-        store = Store(output, plan)
-        with _ended_by_signals(), progress(measurement.steps) as say:
+        with closing(Store(output, plan)) as store, _ended_by_signals(), progress(measurement.steps) as say:
             found = measure(measurement, store, say, lambda: _check(pair, model))
     except BenchmarkError as error:
         _fail(error)
