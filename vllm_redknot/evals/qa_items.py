@@ -1,4 +1,8 @@
-"""The QA suite: questions after paragraphs, of which one or two tell the answer and the others fill the length."""
+"""The QA suite: questions after paragraphs, of which one or two tell the answer and the others fill the length.
+
+Three examples show what an answer looks like, as a plain text to go on with: SmolLM2-135M-Instruct reached F1 0.25 on
+SQuAD at 1,000 tokens this way (20 questions), 0.02 without examples, and 0.04 with its chat template.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,18 @@ from vllm_redknot.evals.score import Place, Score
 
 QUESTIONS: Final = 50
 MAX_TOKENS: Final = 32
+EXAMPLES: Final = """Answer each question with a few words from the text above.
+
+Question: What is the capital of France?
+Answer: Paris
+
+Question: Are cats and dogs both animals?
+Answer: yes
+
+Question: Who wrote Hamlet?
+Answer: William Shakespeare
+
+"""
 FULL: Final = 5
 """So many paragraphs in a row that do not fit, and the text counts as full."""
 
@@ -95,7 +111,7 @@ def _prompt(
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    ask = encode(f"Question: {question.text}\nAnswer:")
+    ask = encode(f"{EXAMPLES}Question: {question.text}\nAnswer:")
     texts = [encode(f"{paragraph}\n\n") for paragraph in question.paragraphs]
     begin = opening(tokenizer)
     room = length - len(begin) - len(ask) - sum(map(len, texts))
