@@ -111,7 +111,8 @@ def _panels(layers: Sequence[int], cells: Sequence[str]) -> Iterator[Panel]:
 
 def _panel(layers: Sequence[int], cells: Sequence[str], first: int) -> Panel:
     count = len(cells[0])
-    step = min(22.0, PANEL_WIDTH / count)
+    # Two panels of eight heads stand side by side on a phone, and three of three.
+    step = min(22.0 if count <= 4 else 16.5, PANEL_WIDTH / count)
     marks: dict[str, list[str]] = {}
     lines = []
     for index, (layer, row) in enumerate(zip(layers, cells, strict=True)):
