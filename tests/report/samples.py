@@ -115,8 +115,8 @@ def profile() -> dict[str, Any]:
             "retrieval mass": [[(layer * head % 7) / 7 for head in range(HEADS)] for layer in range(LAYERS)]
         },
         "curve": curve,
-        "chosen": {"kv_share": 0.27, "window": 256},
-        "verification": {"needle": {"recall": 0.96, "n": 100}, "passed": True},
+        "chosen": {"kv_share": 0.27, "context": 8192, "description": "9 global"},
+        "verification": {"failures": [], "comparisons": [{"task": "needle", "n": 100, "nll": 0.12345}]},
     }
 
 

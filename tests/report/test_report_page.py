@@ -61,7 +61,13 @@ def test_the_page_shows_every_document(results: Path) -> None:
         *("33.8 s", "14.2 s", "2.38x", "128 MiB", "32 MiB"),
         *("0.700 [0.650, 0.750]", "HotpotQA: F1", "within noise", "differs"),
         *("beyond every local window: 1024 tokens", "Head classes: heads.json (the setting"),
-        *("needle.recall", "random", "27.3% of stock's KV bytes", "made by hand"),
+        *(
+            "task needle, n 100, nll 0.123",
+            "Chosen: 9 global. 27.0% of the KV bytes at 8192 tokens",
+            "random",
+            "27.3% of stock's KV bytes",
+            "made by hand",
+        ),
     ):
         assert expected in re.sub(r"\s+", " ", shown), expected
 

@@ -134,6 +134,8 @@ class Chosen(_Read):
     """The assignment that became the profile."""
 
     kv_share: Share | None = None
+    context: int | None = None
+    description: Text | None = None
 
 
 Row = Annotated[list[float | None], Field(min_length=1, max_length=MAX_HEADS)]
@@ -147,7 +149,7 @@ class ProfileDocument(_Read):
     model: ModelName
     shape: Annotated[list[Annotated[int, Field(ge=1, le=MAX_LAYERS)]], Field(min_length=2, max_length=2)]
     scores: Annotated[
-        dict[Name, Annotated[list[Row], Field(min_length=1, max_length=MAX_LAYERS)]], Field(max_length=8)
+        dict[Name, Annotated[list[Row], Field(min_length=1, max_length=MAX_LAYERS)]], Field(max_length=32)
     ] = {}
     curve: Annotated[list[CurvePoint], Field(max_length=MAX_ROWS)] = []
     chosen: Chosen | None = None

@@ -73,6 +73,20 @@ def _walk(prefix: str, values: Mapping[str, Any], found: list[tuple[str, str]]) 
         name = f"{prefix}{key}"[:MAX_TEXT]
         if isinstance(value, dict):
             _walk(f"{name}.", value, found)
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            found += [(f"{name} {index}", _short(item)) for index, item in enumerate(value[:MAX_PAIRS], 1)]
         elif value is not None:
-            text = ", ".join(map(str, value[:MAX_PAIRS])) if isinstance(value, list) else str(value)
-            found.append((name, text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"))
+            found.append((name, _short(value)))
+
+
+def _short(value: Any) -> str:
+    """One value as text: floats in three digits, an object as its keys and values."""
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {_short(inner)}" for key, inner in [*value.items()][:MAX_PAIRS])
+    elif isinstance(value, list):
+        text = ", ".join(map(_short, value[:MAX_PAIRS]))
+    elif isinstance(value, float):
+        text = shown(value)
+    else:
+        text = str(value)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
