@@ -71,7 +71,6 @@ def test_what_head_classes_cost_is_seen(model_path: Path, tmp_path: Path) -> Non
     assert same["needle", "found"]["stock"]["value"] == 1.0
     assert same["needle", "found"]["redknot"]["value"] == 1.0
     assert lost["needle", "found"]["redknot"]["value"] == 0.0
-    assert lost["needle", "found"]["within_noise"] is False
     assert same["essays", "kl"]["redknot"]["value"] < 0.01
     assert lost["essays", "kl"]["redknot"]["value"] > 0.1
     assert same["essays", "top-1 agreement"]["redknot"]["value"] > 0.95

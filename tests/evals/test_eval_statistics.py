@@ -28,10 +28,11 @@ def test_the_difference_is_paired() -> None:
     assert found.stock.high - found.stock.low > 5
 
 
-def test_equal_engines_are_within_noise_and_one_case_says_nothing() -> None:
-    assert compare([1.0, 0.0], [1.0, 0.0], seed=0, name="a").within_noise is True
-    assert compare([1.0], [0.0], seed=0, name="a").within_noise is None
-    assert compare(None, [1.0, 0.0], seed=0, name="a").within_noise is None
+def test_equal_engines_are_within_noise_and_five_cases_are_no_verdict() -> None:
+    assert compare([1.0, 0.0] * 3, [1.0, 0.0] * 3, seed=0, name="a").within_noise is True
+    assert compare([1.0] * 6, [0.0] * 6, seed=0, name="a").within_noise is False
+    assert compare([1.0] * 5, [0.0] * 5, seed=0, name="a").within_noise is None
+    assert compare(None, [1.0, 0.0] * 3, seed=0, name="a").within_noise is None
 
 
 def test_the_same_seed_and_name_give_the_same_interval() -> None:

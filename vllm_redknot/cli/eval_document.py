@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_redknot.cli.capacity_plan import Server, plan_context
@@ -51,7 +52,7 @@ def eval_document(
             **model.shape.identity().model_dump(exclude_none=True, exclude={"name"}),
         },
         "heads": {
-            "origin": target.origin,
+            "origin": _without_folder(target.origin, config, model),
             "description": target.profile.describe(),
             "fingerprint": target.profile.fingerprint(),
             "kv_share": _kv_share(target, model, config, max(choices.lengths), arguments, ours.facts),
@@ -79,6 +80,14 @@ def eval_document(
         },
         "suites": {suite: cells(found, choices.seed) for suite, found in scores.items()},
     }
+
+
+def _without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
+    """Where the head classes are from, without the place on this machine: documents are passed on."""
+    folders = [model.path] + ([Path(config.heads).expanduser().parent] if config.heads else [])
+    for folder in folders:
+        origin = origin.replace(f"{folder}/", "")
+    return origin
 
 
 def _kv_share(

@@ -67,7 +67,7 @@ def _listed(lengths: Sequence[int]) -> str:
 
 
 def _row(cell: Cell) -> list[str]:
-    verdict = {None: "", True: "noise", False: "differs"}[cell["within_noise"]]
+    verdict = {None: "too few", True: "noise", False: "differs"}[cell["within_noise"]]
     return [
         cell["metric"],
         show_tokens(cell["length"]),
@@ -75,7 +75,7 @@ def _row(cell: Cell) -> list[str]:
         _estimate(cell["stock"]),
         _estimate(cell["redknot"]),
         _estimate(cell["difference"], "+"),
-        verdict,
+        "" if cell["difference"] is None else verdict,
     ]
 
 

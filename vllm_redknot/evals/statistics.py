@@ -14,6 +14,8 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+ENOUGH = 6
+"""Cases for a verdict: fewer all fall on one side of zero by chance more often than one time in twenty."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Comparison:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the difference's interval holds zero. None without a difference, or with one case."""
-        if self.difference is None or self.n < 2:
+        """Whether the difference's interval holds zero. None without a difference, and below `ENOUGH` cases."""
+        if self.difference is None or self.n < ENOUGH:
             return None
         return self.difference.low <= 0 <= self.difference.high
 
