@@ -1,4 +1,4 @@
-"""Prompts whose continuation is known: a passcode in a text, one of several named ones, or the text's own next tokens."""
+"""Prompts whose continuation is known: a passcode in a text, one of several named ones, or the text itself."""
 
 from __future__ import annotations
 
@@ -28,11 +28,18 @@ class Case:
 
     @property
     def gap(self) -> int:
-        """Tokens from the end of `span` to the end of the prompt: a head with a smaller window sees none of it there."""
+        """Tokens from the end of `span` to the end of the prompt: a smaller window sees none of it from there."""
         return len(self.prompt) - self.span[1]
 
+    def after(self, opening: tuple[int, ...]) -> Case:
+        """The case with these tokens before its prompt."""
+        moved = (self.span[0] + len(opening), self.span[1] + len(opening))
+        return Case(self.task, opening + self.prompt, self.answer, moved)
 
-def single_needle(tokenizer: Tokenizer, length: int, depth: float, seed: int, source: Source = "held-out") -> Case:
+
+def single_needle(
+    tokenizer: Tokenizer, length: int, depth: float, seed: int, source: Source = "held-out"
+) -> Case:
     """Essays of `length` tokens with a passcode, stated twice, at the fraction `depth` of them; asked for at the end.
 
     Raises:
@@ -95,7 +102,7 @@ def _place(
     rng: random.Random,
     source: Source,
 ) -> Case:
-    """Needles between whole sentences: each where its depth comes, sentences dropped from the end to fit `length`."""
+    """`length` tokens: needles between whole sentences, each nearest to its depth, and the question."""
     if any(not 0 <= depth <= 1 for depth in depths) or list(depths) != sorted(depths):
         raise ValueError(f"depths {list(depths)} must rise from 0 to 1")
 
@@ -112,10 +119,9 @@ def _place(
     at = rng.randrange(len(sentences))
     filler: list[list[int]] = []
     used = 0
-    while True:
-        ids = encode(f" {sentences[at % len(sentences)]}")
-        if used + len(ids) > room:
-            break
+    while used < room:
+        # The last sentence is cut off where the text is full.
+        ids = encode(f" {sentences[at % len(sentences)]}")[: room - used]
         filler.append(ids)
         used += len(ids)
         at += 1

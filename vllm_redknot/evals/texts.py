@@ -29,11 +29,16 @@ def essays() -> str:
     return text
 
 
+def sentences_in(text: str) -> tuple[str, ...]:
+    """The text cut after each full stop, white space made one space."""
+    parts = " ".join(text.split()).split(". ")
+    return tuple(f"{part.strip()}." for part in parts if part.strip())
+
+
 @cache
 def essay_sentences(part: Part | None = None) -> tuple[str, ...]:
     """Sentences of the essays, or of one half of them. Raises TextsMissingError where they are not installed."""
-    text = " ".join(essays().split())
-    sentences = tuple(f"{sentence.strip()}." for sentence in text.split(". ") if sentence.strip())
+    sentences = sentences_in(essays())
     half = len(sentences) // 2
     return {None: sentences, "calibration": sentences[:half], "held-out": sentences[half:]}[part]
 
