@@ -66,12 +66,15 @@ def refusals_of_rows(vllm_config: Any, schedule: RowSchedule) -> list[Refusal]:
 
 
 def _of_rows(vllm_config: Any, schedule: RowSchedule) -> Iterator[tuple[str, str]]:
-    del schedule
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    compilation = vllm_config.compilation_config
     if vllm_config.use_v2_model_runner:
         yield "Model Runner V2", "set VLLM_USE_V2_MODEL_RUNNER=0"
-    if vllm_config.compilation_config.mode:
-        yield "torch.compile", "give --enforce-eager"
+    if compilation.mode and schedule.sparse_ffn is not None:
+        yield "sparse_ffn and torch.compile", "give --enforce-eager"
+    elif getattr(compilation.cudagraph_mode, "value", 0):
+        # A graph of decode steps would also run a prompt's chunk of one token, which then could not skip.
+        yield "CUDA graphs", "give --enforce-eager"
     if vllm_config.lora_config is not None:
         yield "LoRA", "remove --enable-lora"
     if vllm_config.kv_transfer_config is not None:

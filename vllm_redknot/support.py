@@ -53,6 +53,18 @@ def check_engine_config(vllm_config: Any) -> None:
         _refuse(refusals_of_local_heads(vllm_config))
     if (rows := resolve_model_rows(vllm_config)) is not None:
         _refuse(refusals_of_rows(vllm_config, rows))
+    _state_rows(vllm_config, rows)
+
+
+def _state_rows(vllm_config: Any, rows: RowSchedule | None) -> None:
+    """Put the schedule in force among the settings: vLLM keys compiled graphs by those, not by files or variables."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or not vllm_config.compilation_config.mode:
+        return
+    section = additional.get(SECTION) or {}
+    stated = None if rows is None else rows.to_section()
+    if section.get("rows") != stated:
+        vllm_config.additional_config = {**additional, SECTION: {**section, "rows": stated or "off"}}
 
 
 def _refuse(found: Sequence[Refusal]) -> None:

@@ -41,8 +41,7 @@ class SkippingModel(MaskedModel):
         return hook
 
     def _ffn_hook(self, index: int) -> Any:
-        def hook(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-            del module, arguments
+        def hook(module: Any, arguments: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
             first = self._rows.get("ffn_from")
             threshold = self._rows.get("sparse_ffn", {}).get("thresholds", {}).get(str(index))
             skips = torch.zeros_like(self._skips)
@@ -51,6 +50,9 @@ class SkippingModel(MaskedModel):
             elif threshold is not None:
                 skips = self._skips & (self._added < threshold * self._residual)
             self.skipped_ffn_rows += int(skips.sum())
+            if hasattr(module, "shared_expert"):
+                gate = module.shared_expert_gate(arguments[0]).sigmoid()
+                return torch.where(skips[None, :, None], gate * module.shared_expert(arguments[0]), output)
             return output.masked_fill(skips[None, :, None], 0.0)
 
         return hook

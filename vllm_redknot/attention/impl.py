@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +60,9 @@ class RedknotImpl(AttentionImpl[Step]):
         self._visibilities: list[HeadVisibility] = []
         self._layout: SegmentLayout | None = None
         self.row_pass: RowPass | None = None
+        # The layer's modules where row skipping hides them from torch.compile.
+        self.row_attention: Callable[..., Any] | None = None
+        self.row_ffn: Callable[..., Any] | None = None
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Split the layer into head segments; vLLM collects KV-cache specs after this."""

@@ -39,7 +39,8 @@ class SegmentedModel:
         sharded = per_rank(resolved.profile, vllm_config.parallel_config.tensor_parallel_size)
         self.profile = sharded.profile
         schedule = resolve_model_rows(vllm_config)
-        self.rows = None if schedule is None else RowSkipping(schedule)
+        is_compiled = bool(vllm_config.compilation_config.mode)
+        self.rows = None if schedule is None else RowSkipping(schedule, is_compiled)
         if self.rows is not None:
             apply_missing(ROW_PATCHES_OF_WORKERS)
         self.tables = StepTables(vllm_config, self.rows)

@@ -8,6 +8,7 @@ from torch import nn
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 
+from vllm_redknot.rows.compiled import hide_attention, hide_ffn
 from vllm_redknot.rows.layers import LateAttention, SkippingFfn
 from vllm_redknot.rows.rules import ffn_rule
 from vllm_redknot.rows.structure import decoder_layers
@@ -37,10 +38,14 @@ def install_rows(model: nn.Module) -> None:
         rows.attention_layers += 1
         if schedule.skips_attention(layer.index):
             LateAttention(layer)
+            if rows.is_compiled:
+                hide_attention(layer)
             rows.late_attention_layers += 1
         rule = ffn_rule(schedule, layer.index)
         if schedule.skips_ffn(layer.index) or rule is not None:
             SkippingFfn(layer, rule, rows.counters)
+            if rows.is_compiled:
+                hide_ffn(layer)
         if rule is None:
             rows.ffn_layers += 1
             rows.late_ffn_layers += schedule.skips_ffn(layer.index)

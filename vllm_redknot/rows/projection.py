@@ -22,7 +22,7 @@ class KeyValueMethod(UnquantizedLinearMethod):
         self._query_rows = query_rows
         self._packed: nn.Module | None = None
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Pack, on a CPU; vLLM calls this after each loading of weights."""
         if current_platform.is_cpu() and not getattr(layer, "_cpu_skip_gemm_dispatch", False):
             part = nn.Module()

@@ -54,7 +54,7 @@ class MassRule:
     def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """See `FfnRule`."""
         del residual
-        return torch.cat([self._keep_chunk(chunk) for chunk in attention.split(list(lengths))])
+        return torch.cat([self._keep_chunk(chunk) for chunk in torch.split(attention, list(lengths))])
 
     def _keep_chunk(self, attention: torch.Tensor) -> torch.Tensor:
         ordered, order = attention.sort(descending=True, stable=True)

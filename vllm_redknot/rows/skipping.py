@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class RowSkipping:
     """One per loaded model and process that skips rows."""
 
-    def __init__(self, schedule: RowSchedule) -> None:
+    def __init__(self, schedule: RowSchedule, is_compiled: bool) -> None:
         self.schedule = schedule
+        self.is_compiled = is_compiled
         self.counters = RowCounters()
         self.installed = False
         """Whether the model's layers follow the plans. The engine must not start before."""

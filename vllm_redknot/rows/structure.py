@@ -33,7 +33,7 @@ class DecoderLayer:
     output: RowParallelLinear
     ffn: nn.Module  # forward(hidden_states)
     ffn_norm: nn.Module | None  # forward(attention output, residual)
-    shared_expert: nn.Module | None  # of a Mixture of Experts: serves every token
+    shared_expert: Any | None  # of a Mixture of Experts: serves every token
 
 
 def decoder_layers(model: nn.Module, impl_class: type) -> Iterator[DecoderLayer]:
@@ -87,7 +87,7 @@ def _only(path: str, what: str, found: list[Any]) -> Any:
     return found[0]
 
 
-def _shared_expert(path: str, ffn: nn.Module) -> nn.Module | None:
+def _shared_expert(path: str, ffn: nn.Module) -> Any | None:
     shared = [part for name in SHARED_EXPERT_NAMES if (part := getattr(ffn, name, None)) is not None]
     inside = getattr(getattr(ffn, "experts", None), "shared_experts", None)
     if inside is not None and not shared:
