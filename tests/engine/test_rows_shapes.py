@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.engine.harness import ALL_GLOBAL, FP32_BOUND, engine
+from tests.engine.harness import ALL_GLOBAL, FP32_BOUND, assert_same, engine
 from tests.engine.rows_oracle import SkippingModel, largest_error
 from tests.engine.small_models import LAYERS, Shape, save
 
@@ -75,3 +75,18 @@ def test_other_families_skip_the_same_rows_as_an_independent_model(name: str, tm
         assert largest_error(completion, expected) < FP32_BOUND
         whole = model.logprobs(prompt, completion.token_ids, heads, {})
         assert largest_error(completion, whole) > 10 * FP32_BOUND
+
+
+def test_the_published_share_rule_keeps_everything_at_a_share_of_one_and_less_below(tmp_path: Path) -> None:
+    folder = save(SHAPES["llama"][0], tmp_path)
+    prompt = torch.randint(0, 512, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    answers = []
+    for rows in (
+        "off",
+        *({"sparse_ffn": {"rule": "mass", "start": 1, "share": share}} for share in (1.0, 0.2)),
+    ):
+        limits = {"max_model_len": 512, "kv_cache_memory_bytes": 2**26, "skip_tokenizer_init": True}
+        with engine(folder, {**ALL_GLOBAL, "rows": rows}, dtype="float32", **limits) as server:
+            answers += server.complete([prompt], max_tokens=4)
+    assert_same(answers[1:2], answers[:1])
+    assert answers[2].logprobs != answers[0].logprobs

@@ -1,7 +1,7 @@
 """Row skipping under torch.compile: the modules that skip are opaque to it, as vLLM's attention is.
 
-Which rows skip depends on the step, so it cannot be part of a compiled graph. The graph calls an operator by the name of
-the layer's attention; the operator finds the layer through vLLM's forward context and runs its modules eagerly.
+Which rows skip depends on the step, so it cannot be part of a compiled graph. The graph calls an operator with the
+attention layer's name; the operator finds the layer through vLLM's forward context and runs its modules eagerly.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.distributed.communication_op import tensor_model_parallel_all_reduce
 
 from vllm_redknot.kernels.sparse_rows import pack_rows, unpack_rows
 from vllm_redknot.rows.counters import FFN, RowCounters

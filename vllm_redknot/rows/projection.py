@@ -17,10 +17,8 @@ class KeyValueMethod(UnquantizedLinearMethod):
     are a slice of the weight.
     """
 
-    def __init__(self, base: UnquantizedLinearMethod, query_rows: int) -> None:
-        self.__dict__.update(vars(base))
-        self._query_rows = query_rows
-        self._packed: nn.Module | None = None
+    _query_rows = 0
+    _packed: nn.Module | None = None
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Pack, on a CPU; vLLM calls this after each loading of weights."""
@@ -49,6 +47,14 @@ class KeyValueMethod(UnquantizedLinearMethod):
         return self._gemm_impl(layer, hidden_states, layer.weight[self._query_rows :], bias)
 
 
+def _extended(method: UnquantizedLinearMethod, query_rows: int) -> KeyValueMethod:
+    """The same method, made for the same device and weights, that also projects the rows after the queries'."""
+    extended = KeyValueMethod.__new__(KeyValueMethod)
+    vars(extended).update(vars(method))
+    extended._query_rows = query_rows
+    return extended
+
+
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
@@ -63,7 +69,7 @@ class KeyValueProjection:
         self._method: KeyValueMethod | None = None
         if type(qkv.quant_method) is UnquantizedLinearMethod and not qkv.skip_bias_add:
             # Before weights are loaded: it must see them before they are packed.
-            self._method = KeyValueMethod(qkv.quant_method, self._query_columns)
+            self._method = _extended(qkv.quant_method, self._query_columns)
             qkv.quant_method = self._method
 
     @property
