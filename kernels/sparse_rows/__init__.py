@@ -38,7 +38,7 @@ def unpack_rows(packed: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torc
 
     Args:
         packed: [N, E], rows contiguous, stride(0) free; any floating type.
-        rows: int64 [N], strictly increasing, each in [0, num_rows); on packed's device.
+        rows: int64 [N], no two alike, each in [0, num_rows); on packed's device.
         num_rows: T.
 
     Returns:

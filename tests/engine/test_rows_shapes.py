@@ -1,6 +1,7 @@
 """Row skipping in other model families, found by structure: against an independent model that skips the same rows."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 from tests.engine.harness import ALL_GLOBAL, FP32_BOUND, assert_same, engine
 from tests.engine.rows_oracle import SkippingModel, largest_error
 from tests.engine.small_models import LAYERS, Shape, save
+from vllm_redknot.attention.kernel_choice import FusedKernels
 
 pytestmark = pytest.mark.slow
 
@@ -90,3 +92,26 @@ def test_the_published_share_rule_keeps_everything_at_a_share_of_one_and_less_be
             answers += server.complete([prompt], max_tokens=4)
     assert_same(answers[1:2], answers[:1])
     assert answers[2].logprobs != answers[0].logprobs
+
+
+def test_a_chunk_without_kept_tokens_runs_no_attention_in_late_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(SHAPES["llama"][0], tmp_path)
+    attended: list[int] = []
+    attend = FusedKernels.attend
+
+    def note(self: FusedKernels, query: torch.Tensor, layout: Any, step: Any, *others: Any) -> None:
+        attended.append(step.batch.num_tokens)
+        attend(self, query, layout, step, *others)
+
+    monkeypatch.setattr(FusedKernels, "attend", note)
+    limits = {"max_model_len": 512, "max_num_batched_tokens": 96, "kv_cache_memory_bytes": 2**26}
+    with engine(
+        folder, {**ALL_GLOBAL, "rows": ROWS}, dtype="float32", skip_tokenizer_init=True, **limits
+    ) as server:
+        attended.clear()
+        server.complete([list(range(300))], max_tokens=2)
+    # Chunks of 96, 96, 96 and 12 tokens, then one of the answer; the last of three layers is late. 3 tokens are sinks,
+    # and the last 25 begin in the third chunk.
+    assert attended == [96, 96, 3, 96, 96, 96, 96, 13, 12, 12, 12, 1, 1, 1]

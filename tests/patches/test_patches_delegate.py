@@ -173,3 +173,5 @@ def test_a_core_of_another_backend_hashes_blocks_as_vllm_does(backend: str | Non
     assert row_prefix_cache.wrap(original)(core, "request") is original.answer
     assert original.calls == [(core, "request")]
     assert core.request_block_hasher is hasher
+    row_prefix_cache.wrap(original)(core, "another")
+    assert core.request_block_hasher is hasher

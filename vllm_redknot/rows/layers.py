@@ -70,9 +70,10 @@ class LateAttention:
     def _run(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, rows: torch.Tensor, others: dict[str, Any]
     ) -> torch.Tensor:
-        packed: torch.Tensor = self._attention(
-            positions=positions.index_select(-1, rows), hidden_states=pack_rows(hidden_states, rows), **others
-        )
+        # A chunk in the middle of a long prompt is all of one kind.
+        if rows.shape[0] != hidden_states.shape[0]:
+            positions, hidden_states = positions.index_select(-1, rows), pack_rows(hidden_states, rows)
+        packed: torch.Tensor = self._attention(positions=positions, hidden_states=hidden_states, **others)
         return packed
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from vllm_redknot.patches import ROW_PATCHES_OF_CORES, apply_missing
 from vllm_redknot.rows.block_hashes import RowBlockHasher
@@ -11,16 +11,22 @@ from vllm_redknot.settings import is_requested
 from vllm_redknot.support import resolve_model_rows
 
 
+DONE: Final = "redknot_marks_blocks"
+"""Attribute of an engine core that was seen to."""
+
+
 def mark_blocks(core: Any) -> None:
     """Make an engine core mark the blocks of its requests, if its model skips rows. Done once per core.
 
     Args:
         core: vLLM's `EngineCore`.
     """
-    hasher, vllm_config = core.request_block_hasher, core.vllm_config
-    if hasher is None or isinstance(hasher, RowBlockHasher):
+    if DONE in vars(core):
         return
-    if (schedule := _schedule(vllm_config)) is not None:
+    setattr(core, DONE, True)
+    hasher, vllm_config = core.request_block_hasher, core.vllm_config
+    schedule = _schedule(vllm_config)
+    if hasher is not None and schedule is not None:
         core.request_block_hasher = RowBlockHasher(hasher, schedule, vllm_config.cache_config.block_size)
 
 

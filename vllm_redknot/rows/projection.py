@@ -18,12 +18,12 @@ class KeyValueMethod(UnquantizedLinearMethod):
     """
 
     _query_rows = 0
-    _packed: nn.Module | None = None
+    _packed: Any | None = None
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Pack, on a CPU; vLLM calls this after each loading of weights."""
         if current_platform.is_cpu() and not getattr(layer, "_cpu_skip_gemm_dispatch", False):
-            part = nn.Module()
+            part: Any = nn.Module()
             part.weight = nn.Parameter(layer.weight[self._query_rows :].detach().clone(), requires_grad=False)
             bias = layer.bias
             part.bias = None if bias is None else _frozen(bias[self._query_rows :].detach().clone())
@@ -50,7 +50,7 @@ class KeyValueMethod(UnquantizedLinearMethod):
 def _extended(method: UnquantizedLinearMethod, query_rows: int) -> KeyValueMethod:
     """The same method, made for the same device and weights, that also projects the rows after the queries'."""
     extended = KeyValueMethod.__new__(KeyValueMethod)
-    vars(extended).update(vars(method))
+    extended.__dict__.update(vars(method))
     extended._query_rows = query_rows
     return extended
 
