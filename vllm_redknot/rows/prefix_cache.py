@@ -10,7 +10,6 @@ from vllm_redknot.rows.schedule import RowSchedule
 from vllm_redknot.settings import is_requested
 from vllm_redknot.support import resolve_model_rows
 
-
 DONE: Final = "redknot_marks_blocks"
 """Attribute of an engine core that was seen to."""
 
