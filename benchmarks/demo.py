@@ -28,10 +28,7 @@ from vllm_redknot.evals.needle import NeedlePrompt, needle_prompt
 ANSWER_TOKENS = 8
 CHAT_TOKENS = 24
 STOCK, REDKNOT = "CPU_ATTN", "REDKNOT"
-WINDOW_HELP = (
-    "tokens a local head of REDKNOT looks back, or 'profile'; the window of 256 in the bundled profile "
-    "loses most passcodes at 4,000 tokens"
-)
+WINDOW_HELP = "tokens a local head of REDKNOT looks back, or 'profile': what the bundled profile gives each head"
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--backends", nargs="+", default=[STOCK, REDKNOT], help="attention backends to compare"
     )
-    parser.add_argument("--window", type=window_or_profile, default=1024, help=WINDOW_HELP)
+    parser.add_argument("--window", type=window_or_profile, default=None, help=WINDOW_HELP)
     parser.add_argument("--prompt-tokens", type=int, default=4000, help="length of the question")
     parser.add_argument("--depth", type=float, default=0.5, help="where the passcode is, from 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="of the passcode and the choice of text")

@@ -27,11 +27,12 @@ from vllm_redknot.evals.run import Engine
 from vllm_redknot.evals.texts import essay_sentences
 
 RESULTS = Path(__file__).parent / "results"
+NEEDLE13 = Path(__file__).parent / "heads" / "smollm2-needle13.json"
 COLOURS = ("red", "green", "blue", "white")
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "stock": None,
-    "bundled profile (window 256)": {},
-    "bundled profile, window 1024": {"window": 1024},
+    "bundled profile": {},
+    "13 needle-ranked heads, window 256": {"heads": str(NEEDLE13)},
 }
 
 

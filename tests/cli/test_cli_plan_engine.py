@@ -48,13 +48,16 @@ def test_published_files_cost_what_vllm_plans(
     assert row["redknot"]["request_bytes"] < 0.7 * row["stock"]["request_bytes"]
 
 
-def test_the_test_model_gets_24_requests_of_8k_into_a_gib(redknot: Run, model_path: Path) -> None:
+def test_the_test_model_gets_24_requests_of_8k_into_a_gib(
+    redknot: Run, model_path: Path, repo_root: Path
+) -> None:
     result = redknot(
         *("plan", model_path, "--contexts", "8K", "--kv-bytes", "1GiB", "--block-size", "32", "--json"),
+        *("--heads", repo_root / "benchmarks" / "heads" / "smollm2-needle13.json"),
         *("--batched-tokens", "512", "--no-async-scheduling"),
     )
     (row,) = json.loads(result.stdout)["contexts"]
-    # What the logs of real servers say, stock and REDKNOT: benchmarks/memory.py.
+    # What the logs of real servers said, stock and REDKNOT.
     assert row["stock"]["sessions"] == pytest.approx(5.69, abs=0.005)
     assert row["redknot"]["sessions"] == pytest.approx(24.47, abs=0.005)
     assert row["redknot"]["groups"] == 7

@@ -85,7 +85,7 @@ def test_a_broken_file_beside_the_model_is_an_error_not_a_reason_to_look_on(
 def test_a_bundled_profile_is_found_by_shape_not_by_path(tmp_path: Path, smollm2: ModelShape) -> None:
     resolved = resolve_heads(settings(), replace(smollm2, model_dir=tmp_path))
     assert resolved.origin == "bundled smollm2-135m.json"
-    assert resolved.profile.counts() == {HeadClass.LOCAL: 77, HeadClass.GLOBAL: 13}
+    assert resolved.profile.counts() == {HeadClass.LOCAL: 74, HeadClass.GLOBAL: 16}
     assert resolved.warnings == ()
 
 
@@ -110,10 +110,13 @@ def test_a_bundled_profile_is_not_used_for_a_model_that_differs(
 
 
 def test_overrides_win_over_the_file(smollm2: ModelShape) -> None:
+    plain = resolve_heads(settings(), smollm2).profile
     profile = resolve_heads(settings(window=1024, sink=0, dense_prefix_layers=1), smollm2).profile
-    assert profile.visibility(1, 0) == (1024, 0)
+    layer, head = next((row, 0) for row in range(1, 30) if plain.window[row][0] is not None)
+    assert plain.visibility(layer, head) != (1024, 0)
+    assert profile.visibility(layer, head) == (1024, 0)
     assert profile.head_class(0, 0) is HeadClass.DENSE
-    assert profile.counts()[HeadClass.GLOBAL] == 13
+    assert profile.counts()[HeadClass.GLOBAL] == plain.counts()[HeadClass.GLOBAL] == 16
 
 
 def test_a_dense_prefix_longer_than_the_model_is_refused(smollm2: ModelShape) -> None:
