@@ -12,7 +12,8 @@ from vllm_redknot.config import SECTION
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.resolve import ResolvedHeads, resolve_heads
 from vllm_redknot.heads.tensor_parallel import per_rank
-from vllm_redknot.refusals import Refusal, refusals, refusals_of_local_heads
+from vllm_redknot.refusals import Refusal, refusals, refusals_of_local_heads, refusals_of_reuse
+from vllm_redknot.reuse.setup import configure
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
 logger = init_logger("vllm.redknot")
@@ -49,6 +50,9 @@ def check_engine_config(vllm_config: Any) -> None:
     rank = per_rank(profile, vllm_config.parallel_config.tensor_parallel_size).profile
     if not rank.is_all_global:
         _refuse(refusals_of_local_heads(vllm_config))
+    if settings_of(vllm_config).reuse != "off":
+        _refuse(refusals_of_reuse(vllm_config))
+        configure(vllm_config)
 
 
 def _refuse(found: Sequence[Refusal]) -> None:

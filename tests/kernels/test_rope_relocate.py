@@ -14,7 +14,7 @@ from vllm_redknot.kernels.rope_relocate.torch_path import ROWS, rotate_torch
 
 PAGE, PAGES = 16, 9
 BF16_BOUND = 2.5e-3
-"""Relative error of moved keys against recomputed ones in bf16."""
+"""Relative error of moved bf16 keys against exact ones at the new place. Rounded once, keys are 1.7e-3 off."""
 
 
 def frequencies(rotated: int, theta: float = 10_000.0) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_moving_keys_equals_computing_them_at_the_new_position(
         start, end = rng.sample([0, 1, 17, 800, 5_000, 30_000, 131_000], 2)
         key = torch.randn(40, 3, head_size, dtype=torch.float64)
         before = at_position(key, rotary, start).to(dtype)
-        expected = at_position(key, rotary, end).to(dtype)
+        expected = at_position(key, rotary, end)
         bound = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: BF16_BOUND}[dtype]
         for rotate in (rotate_reference, rotate_torch):
             assert relative_error(rotate(before, rotary.turn(end - start)), expected) < bound
