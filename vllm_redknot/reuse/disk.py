@@ -63,7 +63,9 @@ class DiskTier:
         name = self.scope.file_name(content)
         with self.folder.open(name) as (descriptor, size):
             front = _checked_front(descriptor, size, name)
-            read_kv(descriptor, front, allocate(front.kv_bytes))
+            buffer = allocate(front.kv_bytes)
+            for at in range(0, front.kv_bytes, PIECE_BYTES):
+                read_piece(descriptor, front, at, buffer[at : at + PIECE_BYTES])
         return front
 
     def write(self, tokens: bytes, content: str, kv: memoryview, leased: Collection[str] = ()) -> Written:
@@ -92,12 +94,10 @@ class DiskTier:
         return not self.read_only and self.folder.remove(self.scope.file_name(content))
 
 
-def read_kv(descriptor: int, front: Front, buffer: memoryview) -> None:
-    """Fill `buffer` with a file's KV, each piece verified. Raises SegmentError."""
-    for index, at in enumerate(range(0, front.kv_bytes, PIECE_BYTES)):
-        piece = buffer[at : at + PIECE_BYTES]
-        _read_into(descriptor, piece, front.kv_offset + at)
-        check_piece(front, index, piece)
+def read_piece(descriptor: int, front: Front, at: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the piece of the KV that begins at byte `at`, and verify it. Raises SegmentError."""
+    _read_into(descriptor, buffer, front.kv_offset + at)
+    check_piece(front, at // PIECE_BYTES, buffer)
 
 
 def front_of(descriptor: int, size: int) -> Front:
@@ -115,9 +115,9 @@ def check_name(name: str, front: Front) -> None:
     """Raises SegmentError FOREIGN where a sound file goes by another's name."""
     found = FILE_NAME.fullmatch(name)
     if found is None or found[1] != front.scope.name:
-        raise SegmentError(Miss.FOREIGN, f"{name}: is of another model or other settings")
+        raise SegmentError(Miss.FOREIGN, "is of another model or other settings")
     if found[2] != front.content:
-        raise SegmentError(Miss.FOREIGN, f"{name}: holds other tokens than its name says")
+        raise SegmentError(Miss.FOREIGN, "holds other tokens than its name says")
 
 
 def _checked_front(descriptor: int, size: int, name: str) -> Front:

@@ -50,6 +50,7 @@ OF_ERRNO: Final = {
     errno.EROFS: Miss.DENIED,
     errno.ENOSPC: Miss.FULL,
     errno.EDQUOT: Miss.FULL,
+    errno.EFBIG: Miss.FULL,
     # What O_NOFOLLOW says of a symbolic link: we never write one.
     errno.ELOOP: Miss.FOREIGN,
 }

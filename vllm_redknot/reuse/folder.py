@@ -71,16 +71,22 @@ class StoreFolder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[tuple[int, int]]:
-        """A file descriptor for reading and the file's size. SegmentError FOREIGN for what is no regular file."""
-        with _faults(str(self.path / name)):
-            descriptor = os.open(self.path / name, OPEN_FLAGS)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise SegmentError(Miss.FOREIGN, f"{self.path / name}: not a regular file")
-            yield descriptor, status.st_size
-        finally:
-            os.close(descriptor)
+        """A file descriptor for reading and the file's size. A SegmentError within gets the path in front.
+
+        SegmentError FOREIGN for what is no regular file.
+        """
+        path = self.path / name
+        with _faults(str(path)):
+            descriptor = os.open(path, OPEN_FLAGS)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise SegmentError(Miss.FOREIGN, "not a regular file")
+                yield descriptor, status.st_size
+            except SegmentError as error:
+                raise SegmentError(error.reason, f"{path}: {error}") from error
+            finally:
+                os.close(descriptor)
 
     def touch(self, name: str) -> None:
         """Make a file the most recently used. Where that is not permitted, its place stays."""

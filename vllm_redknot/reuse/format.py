@@ -154,7 +154,7 @@ class SegmentFormat:
                 window, kept = self.window[row][head], self.kept(row, head, num_tokens)
                 if window is None or not kept.tail_begin:
                     continue
-                if max(begin, end - window + 1) < kept.tail_begin and end > kept.first:
+                if max(begin, end - window + 1) < min(end, kept.tail_begin) and end > kept.first:
                     return False
                 sink_end = min(end, begin + max(0, self.sink[row][head] - position))
                 if sink_end > max(begin, kept.first) and begin < kept.tail_begin:
