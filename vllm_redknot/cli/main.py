@@ -13,6 +13,7 @@ from vllm_redknot.cli.commands.convert import convert
 from vllm_redknot.cli.commands.doctor import doctor
 from vllm_redknot.cli.commands.inspect import inspect
 from vllm_redknot.cli.commands.plan import plan
+from vllm_redknot.cli.commands.store import store
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command in (inspect, convert, plan, config, doctor):
     app.command(no_args_is_help=command is not doctor)(command)
+app.add_typer(store, name="store")
 
 
 def _print_version(wanted: bool) -> None:

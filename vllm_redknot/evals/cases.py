@@ -28,7 +28,9 @@ class Case:
     gap: int
 
 
-def single_needle(tokenizer: Tokenizer, length: int, depth: float, seed: int, part: Part = "held-out") -> Case:
+def single_needle(
+    tokenizer: Tokenizer, length: int, depth: float, seed: int, part: Part = "held-out"
+) -> Case:
     """Essays of `length` tokens with a passcode, stated twice, at the fraction `depth` of them; asked for at the end.
 
     Raises:

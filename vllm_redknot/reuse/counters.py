@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm_redknot.reuse.faults import Miss
 
@@ -29,10 +29,14 @@ class StoreCounters:
     removed_damaged: int = 0
     memory_bytes: int = 0
     """Gauge: held in host memory now, what is being loaded included."""
-    leased: int = 0
-    """Gauge: leases that are out."""
+    leases: int = 0
+    """Gauge: leases that are out, those of segments being written included."""
     segments: int = 0
     """Gauge: segments that can be found now."""
+
+    def copy(self) -> StoreCounters:
+        """Counters that stay as they are."""
+        return replace(self, misses=self.misses.copy(), write_failures=self.write_failures.copy())
 
     def snapshot(self) -> dict[str, int]:
         """A copy with one number a name; reasons are written out, such as `misses_corrupt`."""

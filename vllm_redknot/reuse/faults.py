@@ -50,12 +50,13 @@ OF_ERRNO: Final = {
     errno.EROFS: Miss.DENIED,
     errno.ENOSPC: Miss.FULL,
     errno.EDQUOT: Miss.FULL,
+    errno.EFBIG: Miss.FULL,
     # What O_NOFOLLOW says of a symbolic link: we never write one.
     errno.ELOOP: Miss.FOREIGN,
 }
 
 
-class SegmentFault(Exception):
+class SegmentError(Exception):
     """A segment cannot be served or stored. Never leaves the store: it turns into a counted, logged miss."""
 
     def __init__(self, reason: Miss, message: str) -> None:
@@ -63,7 +64,7 @@ class SegmentFault(Exception):
         self.reason = reason
 
     @classmethod
-    def of_os_error(cls, error: OSError, what: str) -> SegmentFault:
+    def of_os_error(cls, error: OSError, what: str) -> SegmentError:
         """The fault that an error of the operating system is."""
         reason = OF_ERRNO.get(error.errno or 0, Miss.IO)
         return cls(reason, f"{what}: {error.strerror or error}")

@@ -55,6 +55,15 @@ class Fingerprint:
         if not 0 <= self.tp_rank < self.tp_size:
             raise ReuseError(f"tp_rank is {self.tp_rank}: give 0 to {self.tp_size - 1} (tp_size - 1)")
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Fingerprint:
+        """The inverse of `to_json`. Raises ReuseError or TypeError for anything else."""
+        found = cls(**document)
+        for key, value in asdict(found).items():
+            if type(value) is not (int if key in ("tp_rank", "tp_size", "version") else str):
+                raise TypeError(f"{key} is {value!r:.60}")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -8,7 +8,7 @@ where p < sink, its first ones; so that is all a local head keeps. Global heads 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -130,13 +130,18 @@ class SegmentFormat:
         return self.num_rows(num_tokens) * self.row_bytes
 
     def min_end(self, num_tokens: int) -> int:
-        """The least e for which tokens [0, e) of a segment can be placed at or after every sink: see `covers`."""
-        dropped = any(
-            self.kept(row, head, num_tokens).tail_begin
-            for row in range(len(self.layer_ids))
-            for head in range(self.num_kv_heads)
-        )
+        """The least e for which a run that ends at token e of a segment can be placed: see `covers`."""
+        dropped = any(kept.tail_begin for _, kept in self._heads(num_tokens))
         return max(1, num_tokens - self.slack - 1) if dropped else 1
+
+    def sinks(self, num_tokens: int) -> int:
+        """The position from which on no sink of a head that drops tokens reaches: see `covers`."""
+        return max((sink for sink, kept in self._heads(num_tokens) if kept.tail_begin), default=0)
+
+    def _heads(self, num_tokens: int) -> Iterator[tuple[int, KeptTokens]]:
+        for row, sinks in enumerate(self.sink):
+            for head, sink in enumerate(sinks):
+                yield sink, self.kept(row, head, num_tokens)
 
     def covers(self, num_tokens: int, begin: int, end: int, position: int) -> bool:
         """Whether tokens [begin, end) of a segment can stand at `position`: all that later queries see is kept.
@@ -149,7 +154,7 @@ class SegmentFormat:
                 window, kept = self.window[row][head], self.kept(row, head, num_tokens)
                 if window is None or not kept.tail_begin:
                     continue
-                if max(begin, end - window + 1) < kept.tail_begin and end > kept.first:
+                if max(begin, end - window + 1) < min(end, kept.tail_begin) and end > kept.first:
                     return False
                 sink_end = min(end, begin + max(0, self.sink[row][head] - position))
                 if sink_end > max(begin, kept.first) and begin < kept.tail_begin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Set
 from dataclasses import dataclass
 
 from vllm_redknot.reuse.segment import Segment
@@ -15,7 +16,7 @@ class _Entry:
 
 
 class MemoryTier:
-    """Segments by content id. The bytes held and reserved never exceed `max_bytes`. Not thread-safe: the store locks."""
+    """Segments by content id. Bytes held and reserved never exceed `max_bytes`. Not thread-safe: the store locks."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -27,20 +28,25 @@ class MemoryTier:
     def __contains__(self, content: str) -> bool:
         return content in self._entries
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    @property
+    def contents(self) -> Set[str]:
+        return self._entries.keys()
 
     @property
     def leased(self) -> frozenset[str]:
         """The segments that are in use."""
         return frozenset(content for content, entry in self._entries.items() if entry.leases)
 
-    def lease(self, content: str) -> Segment | None:
+    @property
+    def num_leases(self) -> int:
+        return sum(entry.leases for entry in self._entries.values())
+
+    def lease(self, content: str, leases: int = 1) -> Segment | None:
         """The segment, most recently used from now on, and kept until as many `release`s; None if it is not here."""
         entry = self._entries.get(content)
         if entry is None:
             return None
-        entry.leases += 1
+        entry.leases += leases
         self._entries.move_to_end(content)
         return entry.segment
 
@@ -86,4 +92,5 @@ class MemoryTier:
         """Assert that the books balance."""
         held = sum(entry.segment.nbytes for entry in self._entries.values())
         assert self.used_bytes == held + self._reserved <= max(self.max_bytes, 0)
-        assert all(entry.leases >= 0 for entry in self._entries.values()) and self._reserved >= 0
+        assert all(entry.leases >= 0 for entry in self._entries.values())
+        assert self._reserved >= 0

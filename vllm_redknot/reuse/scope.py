@@ -39,7 +39,9 @@ class Scope:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Scope:
         """The inverse of `to_json`. Raises ReuseError, TypeError, KeyError or ValueError for anything else."""
-        return cls(Fingerprint(**document["fingerprint"]), SegmentFormat.from_json(document["format"]))
+        return cls(
+            Fingerprint.from_json(document["fingerprint"]), SegmentFormat.from_json(document["format"])
+        )
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:

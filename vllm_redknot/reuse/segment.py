@@ -103,6 +103,11 @@ def torch_dtype(layout: SegmentFormat) -> torch.dtype:
     return dtype
 
 
+def byte_view(kv: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, writable, not copied."""
+    return kv.view(-1).view(torch.uint8).numpy().data
+
+
 def kept_positions(layout: SegmentFormat, num_tokens: int, layer_row: int, kv_head: int) -> torch.Tensor:
     """int64 [k]: the positions, within a segment of `num_tokens`, that a head keeps."""
     kept = layout.kept(layer_row, kv_head, num_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +27,7 @@ def parse_spans(value: Any, num_tokens: int) -> tuple[Span, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_SPANS:
         raise ReuseError(f"spans: give a list of at most {MAX_SPANS} [begin, end) pairs of token positions")
     spans = sorted(_span(pair, num_tokens) for pair in value)
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in itertools.pairwise(spans):
         if after.begin < before.end:
             raise ReuseError(f"spans {list(before)} and {list(after)} overlap: give disjoint ones")
     return tuple(spans)
