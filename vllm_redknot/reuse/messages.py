@@ -40,6 +40,7 @@ class Load:
     request_id: str
     ticket: int
     span: CleanSpan
+    reader: int  # position of the first token that is computed behind it
     blocks: BlockIds
 
 

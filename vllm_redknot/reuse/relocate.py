@@ -24,18 +24,21 @@ class Relocator:
         self._pages = pages
         self._rotaries = rotaries
 
-    def load(self, segment: Segment, span: CleanSpan, blocks: Sequence[Sequence[int]]) -> None:
+    def load(
+        self, segment: Segment, span: CleanSpan, reader: int, blocks: Sequence[Sequence[int]]
+    ) -> None:
         """Write what later tokens of the request can see of a span; see `SegmentFormat.covers`.
 
         Args:
             segment: holds tokens [span.offset, span.offset + span.end - span.begin).
             span: where they stand in the prompt.
+            reader: position of the first token that sees them, `span.end` or later.
             blocks: per KV-cache group, the request's block of each page; 0 for none.
         """
         turns: dict[int, Turn] = {}
         starts = segment.format.row_starts(segment.num_tokens)
         for kind, parts in self._pages.parts.items():
-            tokens = visible_tokens(kind, span)
+            tokens = visible_tokens(kind, span, reader)
             if not len(tokens):
                 continue
             rows = self._pages.rows_of(kind, tokens, segment.num_tokens)
@@ -54,14 +57,13 @@ class Relocator:
                 rope_relocate(key, value, part.layout, slots[None].to(device), turn)
 
 
-def visible_tokens(kind: HeadKind, span: CleanSpan) -> torch.Tensor:
-    """int64 [k]: tokens, within the segment, of a span that queries after it can see with a head of this kind.
+def visible_tokens(kind: HeadKind, span: CleanSpan, reader: int) -> torch.Tensor:
+    """int64 [k]: tokens, within the segment, of a span that queries from `reader` on see with a head of this kind.
 
-    All of them for a global head. For a local one the last `window` of the span, and those below the sequence's sink.
+    All of them for a global head. For a local one those in the window of `reader`, and those below the sequence's sink.
     """
-    begin, end = span.offset, span.offset + span.end - span.begin
-    if kind.window is None:
-        return torch.arange(begin, end)
-    tail = max(begin, end - kind.window + 1)
-    sink_end = min(tail, begin + max(0, kind.sink - span.begin))
-    return torch.cat((torch.arange(begin, sink_end), torch.arange(tail, end)))
+    window_begin = span.begin if kind.window is None else max(span.begin, reader - kind.window + 1)
+    tail = min(window_begin, span.end)
+    sink_end = min(tail, max(span.begin, kind.sink))
+    seen = torch.cat((torch.arange(span.begin, sink_end), torch.arange(tail, span.end)))
+    return seen - span.begin + span.offset

@@ -29,6 +29,8 @@ class SpanScheduling:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tracker: Tracker = self.connector.tracker
+        # Request -> blocks per group that its worker knows of, where `make_room` has changed the lists since.
+        self._told: dict[str, list[int]] = {}
         coordinator = self.kv_cache_manager.coordinator
         hash_blocks = coordinator.cache_blocks
 
@@ -43,6 +45,7 @@ class SpanScheduling:
         for request in self.running:
             self._skip_spans(request)
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        self._tell_blocks(output.scheduled_cached_reqs)
         if output.kv_connector_metadata.loads:
             # Else workers load after the forward pass.
             output.has_sync_kv_loads = True
@@ -62,15 +65,28 @@ class SpanScheduling:
 
     def _skip_spans(self, request: Any) -> None:
         while (span := self._tracker.next_skip(request)) is not None:
-            if not make_room(self.kv_cache_manager.coordinator, request.request_id, span.end):
+            coordinator = self.kv_cache_manager.coordinator
+            known = [len(m.req_to_blocks[request.request_id]) for m in coordinator.single_type_managers]
+            if not make_room(coordinator, request.request_id, span.end):
                 self._tracker.decline(request, span)
                 return
+            self._told.setdefault(request.request_id, known)
             self._tracker.skip(request, span)
             if request.prefill_stats is not None:
                 skipped = span.end - span.begin
                 request.prefill_stats.num_external_cached_tokens += skipped
                 request.prefill_stats.num_cached_tokens += skipped
                 request.prefill_stats.num_computed_tokens -= skipped
+
+    def _tell_blocks(self, cached: Any) -> None:
+        """Workers append what a step allocates: give them what a skip has put before it."""
+        for index, request_id in enumerate(cached.req_ids):
+            known = self._told.pop(request_id, None)
+            if known is not None:
+                ids = self.kv_cache_manager.get_block_ids(request_id)
+                cached.new_block_ids[index] = tuple(
+                    group[count:] for group, count in zip(ids, known, strict=True)
+                )
 
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
@@ -81,7 +97,12 @@ class SpanScheduling:
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
+        self._told.pop(request.request_id, None)
         self._tracker.preempted(request.request_id)
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self._told.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
 
 class SpanScheduler(SpanScheduling, Scheduler):

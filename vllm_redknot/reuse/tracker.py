@@ -175,19 +175,20 @@ class Tracker:
         if tracked is None:
             return 0
         tracked.prefix_tokens = position
-        span = self._span_at(tracked, position)
+        spans = self._chain(tracked, position)
         # Now: pages are hashed when they are allocated, before vLLM says that they are.
-        tracked.reused_from = None if span is None else position
-        return 0 if span is None else span.end - position
+        tracked.reused_from = position if spans else None
+        return spans[-1].end - position if spans else 0
 
     def admitted(self, request_id: str, num_loaded: int) -> None:
         """The request has pages for its hit and, if `num_loaded`, for the span that `matched` told of."""
         tracked = self._requests.get(request_id)
         if tracked is None or not num_loaded:
             return
-        span = self._span_at(tracked, tracked.prefix_tokens)
-        assert span is not None, "vLLM loads what it was offered"
-        self._take(tracked, span)
+        spans = self._chain(tracked, tracked.prefix_tokens)
+        assert spans and spans[-1].end == tracked.prefix_tokens + num_loaded, "vLLM loads what it was offered"
+        for span in spans:
+            self._take(tracked, span)
 
     def next_skip(self, request: Scheduled) -> CleanSpan | None:
         """The span that a running request stands at, unless a step of it is still being computed."""
@@ -274,7 +275,8 @@ class Tracker:
                 blocks = tuple(list(ids) for ids in block_ids(request_id))
             for span in tracked.pending:
                 assert blocks is not None and tracked.ticket is not None
-                message.loads.append(Load(request_id, tracked.ticket, span, blocks))
+                reader = tracked.request.num_computed_tokens
+                message.loads.append(Load(request_id, tracked.ticket, span, reader, blocks))
             tracked.pending.clear()
             end = tracked.request.num_computed_tokens + num_tokens
             if blocks is not None:
@@ -327,6 +329,13 @@ class Tracker:
             if span.begin <= position < span.end:
                 return span.after(position)
         return None
+
+    def _chain(self, tracked: Tracked, position: int) -> list[CleanSpan]:
+        """The span that holds `position`, and those that follow it without a gap."""
+        spans: list[CleanSpan] = []
+        while (span := self._span_at(tracked, spans[-1].end if spans else position)) is not None:
+            spans.append(span)
+        return spans
 
     def _take(self, tracked: Tracked, span: CleanSpan) -> None:
         tracked.spans = [other for other in tracked.spans if other.begin >= span.end]

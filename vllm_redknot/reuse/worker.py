@@ -96,7 +96,7 @@ class ReuseWorker:
 
     def _load(self, load: Load) -> None:
         segment = self._lookups.segment(load.ticket, load.span.content)
-        Relocator(self._paged(), self._rotaries).load(segment, load.span, load.blocks)
+        Relocator(self._paged(), self._rotaries).load(segment, load.span, load.reader, load.blocks)
 
     def _gather(self, gather: Gather) -> None:
         key = gather.request_id, gather.span
