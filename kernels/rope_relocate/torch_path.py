@@ -17,7 +17,7 @@ def rotate_torch(key: torch.Tensor, turn: Turn) -> torch.Tensor:
     out = key.clone(memory_format=torch.contiguous_format)
     if turn.rotated == 0:
         return out
-    for rows in out.view(-1, key.shape[-1]).split(ROWS):
+    for rows in torch.split(out.view(-1, key.shape[-1]), ROWS):
         _rotate_rows(rows, turn)
     return out
 
@@ -26,8 +26,7 @@ def _rotate_rows(rows: torch.Tensor, turn: Turn) -> None:
     """In place. rows: [N, D], a contiguous view."""
     rotated = rows[:, : turn.rotated]
     if turn.interleaved:
-        pairs = rotated.unflatten(1, (-1, 2))
-        first, second = pairs[..., 0], pairs[..., 1]
+        first, second = rotated[:, 0::2], rotated[:, 1::2]
     else:
         first, second = rotated.chunk(2, dim=1)
     x, y = first.float(), second.float()

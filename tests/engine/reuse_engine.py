@@ -35,7 +35,11 @@ class Question(NamedTuple):
 
 @contextmanager
 def reusing(
-    model: Path | str, store: Path, heads: str = "all-global", settings: dict[str, Any] | None = None, **arguments: Any
+    model: Path | str,
+    store: Path,
+    heads: str = "all-global",
+    settings: dict[str, Any] | None = None,
+    **arguments: Any,
 ) -> Iterator[Engine]:
     """An fp32 engine with a segment store."""
     redknot = {"heads": heads, "reuse": "force", "store": str(store), **(settings or {})}
@@ -99,3 +103,8 @@ def worker() -> Any:
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     return get_kv_transfer_group()._worker
+
+
+def leases(reuse: Any) -> int:
+    """Segments that a worker has in use."""
+    return len(reuse.store._catalog.memory.leased)

@@ -1,7 +1,6 @@
 """Where reuse must change nothing: recomputing everything, and a document at the place where it was stored."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module", params=["global", "local"])
-def server(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def server(
+    request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     heads = world.heads if request.param == "local" else "all-global"
-    with reusing(world.folder, tmp_path_factory.mktemp("store"), heads, {"min_reuse": 31}, **LIMITS) as started:
+    with reusing(
+        world.folder, tmp_path_factory.mktemp("store"), heads, {"min_reuse": 31}, **LIMITS
+    ) as started:
         yield started
 
 

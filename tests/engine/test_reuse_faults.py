@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from tests.engine.harness import Engine, assert_same
-from tests.engine.reuse_engine import Answer, ask, ask_all, connector, marks, reusing, store_alone, worker
-from tests.engine.reuse_engine import Question
+from tests.engine.reuse_engine import (
+    Answer,
+    Question,
+    ask,
+    ask_all,
+    connector,
+    leases,
+    marks,
+    reusing,
+    store_alone,
+    worker,
+)
 from tests.engine.reuse_world import LIMITS, World
 from vllm_redknot.reuse import tracker
 from vllm_redknot.reuse.relocate import Relocator
@@ -130,9 +140,7 @@ def test_a_damaged_segment_is_computed_and_stored_anew(what: str, case: Case, st
         path.chmod(0o600)
 
 
-def test_a_lookup_that_takes_too_long_is_not_waited_for(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lookup_that_takes_too_long_is_not_waited_for(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     find = type(worker().store).find
 
     def slow(*arguments: Any) -> Any:
@@ -150,11 +158,11 @@ def test_a_lookup_that_takes_too_long_is_not_waited_for(
     monkeypatch.undo()
     assert tracker.PATIENCE > 0
     assert case.answer().reused == 320
-    assert worker().store.counters().leased <= 2
+    assert leases(worker()) <= 2
 
 
 def test_a_lookup_that_raises_is_a_fault_of_its_request(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise RuntimeError("injected")
 
     monkeypatch.setattr(type(worker().store), "find", fail)

@@ -1,5 +1,6 @@
 """Reuse with batches, chunks, several samples, preemption and aborts: the same answers, and no page lost."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.engine.reuse_engine import (
     ask,
     ask_all,
     connector,
+    leases,
     marks,
     params,
     reusing,
@@ -42,13 +44,18 @@ def questions(world: World, documents: list[list[int]]) -> list[Question]:
         chosen = [documents[i] for i in order]
         intro = world.tokens(7 * number)
         prompt = [*intro, *(token for document in chosen for token in document), *world.tokens(20)]
-        result.append(Question(prompt, {"spans": marks(*chosen, begin=len(intro)), "boundary": number % 3 * 8}))
+        result.append(
+            Question(prompt, {"spans": marks(*chosen, begin=len(intro)), "boundary": number % 3 * 8})
+        )
     return result
 
 
 @pytest.fixture(scope="module")
 def expected(
-    world: World, documents: list[list[int]], questions: list[Question], tmp_path_factory: pytest.TempPathFactory
+    world: World,
+    documents: list[list[int]],
+    questions: list[Question],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Any]:
     """One request at a time, one chunk."""
     with reusing(
@@ -70,7 +77,12 @@ def assert_nothing_held(server: Engine) -> None:
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
     assert not connector(server).tracker._requests
     assert not connector(server).tracker._open
-    assert worker().store.counters().leased == 0
+    # Segments that are being written, or just found for a request that is gone, are given back in threads.
+    assert worker().store.flush()
+    until = time.monotonic() + 20
+    while leases(worker()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert leases(worker()) == 0
     assert not worker()._readers
 
 
@@ -107,13 +119,21 @@ def test_several_samples_of_one_prompt_all_reuse(
     prompt, control = questions[1]
     with reusing(world.folder, tmp_path, world.heads, {"min_reuse": 31}, **LIMITS) as server:
         store_alone(server, *documents)
+        ask(server, prompt, "off", max_tokens=1)
+        server.llm.reset_prefix_cache()
         many = server.llm.generate(
-            [{"prompt_token_ids": prompt}], params(control, 24, n=3), use_tqdm=False
+            [{"prompt_token_ids": prompt}], params(control, 24, n=3, temperature=0.8, seed=7), use_tqdm=False
         )[0]
-        assert [list(sample.token_ids) for sample in many.outputs] == [
-            list(expected[1].completion.token_ids)
-        ] * 3
-        assert connector(server).tracker.totals.segment_tokens == 3 * expected[1].reused
+        for index, sample in enumerate(sorted(many.outputs, key=lambda sample: sample.index)):
+            alone = server.llm.generate(
+                [{"prompt_token_ids": prompt}],
+                params(control, 24, temperature=0.8, seed=7 + index),
+                use_tqdm=False,
+            )[0]
+            assert list(sample.token_ids) == list(alone.outputs[0].token_ids)
+        assert len({tuple(sample.token_ids) for sample in many.outputs}) == 3
+        assert expected[1].reused
+        assert connector(server).tracker.totals.segments >= 3
         assert_nothing_held(server)
 
 
@@ -138,16 +158,13 @@ def test_preempted_requests_take_their_documents_again(
 
 @pytest.mark.parametrize("steps", range(1, 9))
 def test_requests_aborted_at_any_step_leave_nothing_behind(
-    steps: int,
-    world: World,
-    documents: list[list[int]],
-    questions: list[Question],
-    expected: list[Any],
-    abort_server: Engine,
+    steps: int, questions: list[Question], expected: list[Any], abort_server: Engine
 ) -> None:
     engine = abort_server.llm.llm_engine
     for number, question in enumerate(questions):
-        engine.add_request(f"abort-{steps}-{number}", {"prompt_token_ids": question.prompt}, params(question.control))
+        engine.add_request(
+            f"abort-{steps}-{number}", {"prompt_token_ids": question.prompt}, params(question.control)
+        )
     for _ in range(steps):
         engine.step()
     engine.abort_request([f"abort-{steps}-{number}" for number in range(len(questions))])

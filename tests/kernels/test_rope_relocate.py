@@ -106,7 +106,9 @@ def test_random_relocations_equal_the_oracle(seed: int, dtype: torch.dtype) -> N
     key, value = (torch.randn(tokens + 2, heads, head_size).to(dtype) for _ in range(2))
     slots = torch.stack([torch.randperm(PAGES * PAGE)[:tokens] for _ in range(groups)])
     slots[torch.rand(slots.shape) < 0.2] = -1
-    turn = Rotary(frequencies(rng.choice([0, 16, head_size])), rng.random() < 0.5).turn(rng.randrange(-99, 9_999))
+    turn = Rotary(frequencies(rng.choice([0, 16, head_size])), rng.random() < 0.5).turn(
+        rng.randrange(-99, 9_999)
+    )
     rope_relocate_reference(key, value, expected, slots, turn)
     rope_relocate(key, value, written, slots, turn)
     # One unit in the last place: multiply and add may be contracted.
@@ -119,7 +121,11 @@ def test_a_rotation_wider_than_the_head_is_refused() -> None:
     row = torch.zeros(1, 1, 64)
     with pytest.raises(ValueError, match="turns 128 elements on cpu; valid: at most 64"):
         rope_relocate(
-            row, row, empty_layout(1, 1, 64, torch.float32), torch.tensor([[0]]), Rotary(frequencies(128)).turn(1)
+            row,
+            row,
+            empty_layout(1, 1, 64, torch.float32),
+            torch.tensor([[0]]),
+            Rotary(frequencies(128)).turn(1),
         )
 
 

@@ -11,9 +11,10 @@ from tests.reuse.schedule_simulation import Limits, Simulation
 from vllm_redknot.reuse.plan import CleanSpan
 
 HEADS: list[Limits] = [None, (1, 0), (20, 4), (50, 40)]
-DOCUMENTS = {name: [1000 * number + i for i in range(length)] for number, (name, length) in enumerate(
-    {"a": 64, "b": 97, "c": 200}.items(), start=1
-)}
+DOCUMENTS = {
+    name: [1000 * number + i for i in range(length)]
+    for number, (name, length) in enumerate({"a": 64, "b": 97, "c": 200}.items(), start=1)
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,15 @@ def test_random_requests_that_come_go_and_are_preempted_lose_nothing(
 ) -> None:
     draw = random.Random(seed)
     page = draw.choice([16, 32])
-    blocks = draw.choice([60, 90, 400])
+    blocks = draw.choice([100, 130, 400])
     world = Simulation(
-        folder, HEADS, page, blocks * 16 // page, draw.choice([24, 64, 512]), ahead, find(draw.choice([0, 16])),
+        folder,
+        HEADS,
+        page,
+        blocks * 16 // page,
+        draw.choice([24, 64, 512]),
+        ahead,
+        find(draw.choice([0, 16])),
         prefix_caching=draw.random() < 0.7,
     )
     prompts = [prompt_of(draw) for _ in range(6)]

@@ -115,9 +115,7 @@ class SegmentReuseConnector(KVConnectorBase_V1, SupportsHMA):
         if report is not None:
             self.tracker.receive(report)
 
-    def request_finished(
-        self, request: Any, block_ids: list[int]
-    ) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """See `request_finished_all_groups`."""
         return self.request_finished_all_groups(request, (block_ids,))
 

@@ -1,9 +1,9 @@
 """What one request says about reuse: `extra_args={"redknot_reuse": ...}`, or `vllm_xargs` of the OpenAI server.
 
-    "off"                                      nothing is reused or stored for this request
-    {"spans": [[begin, end], ...],             documents of the prompt, in tokens; they are looked up, and stored
-     "boundary": N}                            tokens recomputed at the start of each moved document
-    '{"spans": ...}'                           the same as a JSON string: vllm_xargs takes no objects
+"off"                                      nothing is reused or stored for this request
+{"spans": [[begin, end], ...],             documents of the prompt, in tokens; they are looked up, and stored
+ "boundary": N}                            tokens recomputed at the start of each moved document
+'{"spans": ...}'                           the same as a JSON string: vllm_xargs takes no objects
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) 
     if not isinstance(value, Mapping) or any(key not in KEYS for key in value):
         raise ReuseError(f"{ARGUMENT} is {value!r:.80}: give {VALID}")
     boundary = value.get("boundary")
-    if boundary is not None and (
-        not isinstance(boundary, int) or isinstance(boundary, bool) or boundary < 0
-    ):
+    if boundary is not None and (not isinstance(boundary, int) or isinstance(boundary, bool) or boundary < 0):
         raise ReuseError(f"{ARGUMENT}.boundary is {boundary!r:.80}: give an integer >= 0 (tokens)")
     return Control(spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary)

@@ -55,7 +55,9 @@ def scope_of(
         head_size=model.get_head_size(),
         dtype=kv_dtype,
         window=tuple(tuple(seen.window for seen in row) for row in visibilities),
-        sink=tuple(tuple(seen.sink if seen.window is not None else 0 for seen in row) for row in visibilities),
+        sink=tuple(
+            tuple(seen.sink if seen.window is not None else 0 for seen in row) for row in visibilities
+        ),
     )
     return Scope(fingerprint, layout)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
@@ -11,12 +11,12 @@ from vllm.logger import init_logger
 
 from vllm_redknot.reuse.finder import Match
 from vllm_redknot.reuse.format import SegmentFormat
+from vllm_redknot.reuse.lease import Lease
 from vllm_redknot.reuse.messages import Found, Lookup
 from vllm_redknot.reuse.plan import Run, plan_spans
 from vllm_redknot.reuse.policy import repair_policy
-from vllm_redknot.reuse.segment import Segment, Tokens
+from vllm_redknot.reuse.segment import Segment
 from vllm_redknot.reuse.spans import Span
-from vllm_redknot.reuse.lease import Lease
 
 logger = init_logger("vllm.redknot")
 
@@ -28,7 +28,7 @@ DEADLINE: Final = 4.0
 class Segments(Protocol):
     """What is asked of the segment store."""
 
-    def find(self, tokens: Tokens, spans: Iterable[Span] | None = None) -> tuple[Match, ...]:
+    def find(self, tokens: Sequence[int], spans: Iterable[Span] | None = None) -> tuple[Match, ...]:
         """Stored runs in a prompt."""
 
     def acquire(self, content: str, deadline_s: float | None = None) -> Lease | None:
@@ -97,7 +97,7 @@ class Lookups:
 
     def _search(self, lookup: Lookup, leases: dict[str, Lease]) -> Found:
         faults, runs = 0, []
-        for match in self._store.find(lookup.tokens, lookup.spans or None):
+        for match in self._store.find(lookup.tokens.tolist(), lookup.spans or None):
             if match.content not in leases:
                 lease = self._store.acquire(match.content, DEADLINE)
                 if lease is None:

@@ -24,9 +24,7 @@ class Relocator:
         self._pages = pages
         self._rotaries = rotaries
 
-    def load(
-        self, segment: Segment, span: CleanSpan, reader: int, blocks: Sequence[Sequence[int]]
-    ) -> None:
+    def load(self, segment: Segment, span: CleanSpan, reader: int, blocks: Sequence[Sequence[int]]) -> None:
         """Write what later tokens of the request can see of a span; see `SegmentFormat.covers`.
 
         Args:

@@ -22,6 +22,7 @@ from vllm_redknot.kernels.rope_relocate.torch_path import rotate_torch
 from vllm_redknot.reuse.faults import ReuseError
 
 SERVED: Final = "default, linear, llama3 and YaRN rotary embeddings, and layers without any"
+ROTARY_PACKAGE: Final = RotaryEmbeddingBase.__module__.rpartition(".")[0]
 TOLERANCE: Final = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 """Relative error of a moved key. A wrong frequency or pairing gives 0.1 or more."""
 PROBE_TOKENS: Final = 8
@@ -57,12 +58,13 @@ def rotary_of(owner: torch.nn.Module, layer_name: str) -> Rotary:
     Raises:
         ReuseError: A kind of embedding that no fixed rotation moves, or more than one module.
     """
-    modules = {id(m): m for m in owner.children() if isinstance(m, RotaryEmbeddingBase)}
+    # Not all of vLLM's rotary modules share a base class.
+    modules = {id(m): m for m in owner.children() if type(m).__module__.startswith(ROTARY_PACKAGE)}
     if not modules:
         return NO_ROTATION
     if len(modules) > 1:
         raise ReuseError(f"KV reuse does not serve layers with several rotary embeddings ({layer_name})")
-    (module,) = modules.values()
+    module: Any = next(iter(modules.values()))
     kind = type(module)
     if kind is YaRNScalingRotaryEmbedding:
         inv_freq = module._compute_inv_freq(module.scaling_factor)
@@ -79,20 +81,23 @@ def rotary_of(owner: torch.nn.Module, layer_name: str) -> Rotary:
 def verify(
     owner: torch.nn.Module,
     layer: Any,
-    rotary: Rotary,
+    claimed: Rotary,
     hidden_size: int,
     dtype: torch.dtype,
     positions: Sequence[int],
-) -> None:
+) -> Rotary:
     """Run the layer's own code on the same hidden states at several positions, and compare the keys it makes.
 
     Args:
         owner: the module that owns the attention layer.
         layer: the attention layer.
-        rotary: what is claimed of it.
+        claimed: what its rotary module says.
         hidden_size: of the model.
         dtype: of its activations.
-        positions: where to place the first of the probe's tokens, the first being 0.
+        positions: where to place the first of the probe's tokens.
+
+    Returns:
+        `claimed`, or `NO_ROTATION` where the layer does not use its module and keys are the same everywhere.
 
     Raises:
         ReuseError: The keys differ by something else, or the module cannot be called this way.
@@ -105,14 +110,20 @@ def verify(
         keys = [_keys_at(owner, layer, hidden, position) for position in positions]
     except Exception as error:
         raise ReuseError(f"KV reuse cannot try out how {name} turns its keys: {error}") from error
-    for position, key in zip(positions, keys, strict=True):
-        moved = rotate_torch(keys[0], rotary.turn(position - positions[0]))
-        error = float((moved - key).norm() / key.norm().clamp_min(1e-12))
-        if not error < TOLERANCE[dtype]:
-            raise ReuseError(
-                f"KV reuse does not serve {name}: its keys do not move by the rotation of its rotary embedding"
-                f" (relative error {error:.3f} at position {position})"
-            )
+    errors = []
+    for rotary in (claimed, NO_ROTATION):
+        moved = [rotate_torch(keys[0], rotary.turn(position - positions[0])) for position in positions]
+        errors.append(max(_difference(got, key) for got, key in zip(moved, keys, strict=True)))
+        if errors[-1] < TOLERANCE[dtype]:
+            return rotary
+    raise ReuseError(
+        f"KV reuse does not serve {name}: its keys do not move by the rotation of its rotary embedding"
+        f" (relative error {errors[0]:.3f})"
+    )
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 def _keys_at(owner: torch.nn.Module, layer: Any, hidden: torch.Tensor, position: int) -> torch.Tensor:

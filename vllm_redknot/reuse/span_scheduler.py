@@ -88,9 +88,7 @@ class SpanScheduling:
                     group[count:] for group, count in zip(ids, known, strict=True)
                 )
 
-    def _reserve_prefill_lookahead(
-        self, request: Any, num_computed_tokens: int, num_new_tokens: int
-    ) -> int:
+    def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)  # type: ignore[misc]
         is_running = request.status == RequestStatus.RUNNING
         return self._tracker.chunk(request, num_computed_tokens, tokens, is_running)

@@ -66,7 +66,9 @@ class Tracked:
     ticket: int | None = None  # of a lookup that is asked or leased
     found: tuple[CleanSpan, ...] = ()
     spans: list[CleanSpan] = field(default_factory=list)  # not yet skipped
-    pending: list[CleanSpan] = field(default_factory=list)  # skipped, to be loaded when the request is scheduled
+    pending: list[CleanSpan] = field(
+        default_factory=list
+    )  # skipped, to be loaded when the request is scheduled
     documents: list[_Document] = field(default_factory=list)
     reused_from: int | None = None  # first prompt position whose KV is not of this prompt
     prefix_tokens: int = 0
@@ -186,7 +188,7 @@ class Tracker:
         if tracked is None or not num_loaded:
             return
         spans = self._chain(tracked, tracked.prefix_tokens)
-        assert spans and spans[-1].end == tracked.prefix_tokens + num_loaded, "vLLM loads what it was offered"
+        assert spans[-1].end == tracked.prefix_tokens + num_loaded, "vLLM loads what it was offered"
         for span in spans:
             self._take(tracked, span)
 
@@ -274,7 +276,8 @@ class Tracker:
             if tracked.pending or tracked.documents:
                 blocks = tuple(list(ids) for ids in block_ids(request_id))
             for span in tracked.pending:
-                assert blocks is not None and tracked.ticket is not None
+                assert blocks is not None
+                assert tracked.ticket is not None
                 reader = tracked.request.num_computed_tokens
                 message.loads.append(Load(request_id, tracked.ticket, span, reader, blocks))
             tracked.pending.clear()
@@ -360,9 +363,7 @@ class Tracker:
                 ids = tracked.request.prompt_token_ids
                 assert ids is not None
                 tokens = np.asarray(ids[document.span.begin : document.span.end], dtype=np.int32)
-            gathers.append(
-                Gather(tracked.request.request_id, document.span, start, stop, blocks, tokens)
-            )
+            gathers.append(Gather(tracked.request.request_id, document.span, start, stop, blocks, tokens))
             document.gathered = stop
         tracked.documents = [d for d in tracked.documents if d.gathered < d.span.end]
         return gathers

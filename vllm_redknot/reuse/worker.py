@@ -68,7 +68,9 @@ class ReuseWorker:
             try:
                 self._load(load)
             except Exception:
-                logger.exception("REDKNOT: stored KV could not be loaded; request %s starts over", load.request_id)
+                logger.exception(
+                    "REDKNOT: stored KV could not be loaded; request %s starts over", load.request_id
+                )
                 self._report.broken.append(load.request_id)
 
     def end(self, message: ReuseMetadata) -> None:
@@ -77,7 +79,9 @@ class ReuseWorker:
             try:
                 self._gather(gather)
             except Exception as error:
-                logger.warning("REDKNOT: a document of request %s is not stored: %s", gather.request_id, error)
+                logger.warning(
+                    "REDKNOT: a document of request %s is not stored: %s", gather.request_id, error
+                )
                 self._readers.pop((gather.request_id, gather.span), None)
                 self._report.failed += 1
         for ticket in message.releases:
@@ -144,8 +148,7 @@ def _verified_rotaries(vllm_config: Any, model: SegmentedModel, layers: Sequence
     for layer in layers:
         name = layer.names[0]
         owner = model.parents.of(name)
-        rotary = rotary_of(owner, name)
-        verify(owner, context[name], rotary, config.get_hidden_size(), config.dtype, positions)
-        rotaries.append(rotary)
+        claimed = rotary_of(owner, name)
+        size, dtype = config.get_hidden_size(), config.dtype
+        rotaries.append(verify(owner, context[name], claimed, size, dtype, positions))
     return rotaries
-

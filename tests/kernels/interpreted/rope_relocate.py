@@ -24,7 +24,8 @@ interpreter_bf16.install()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
-    ("head_size", "rotated"), [(64, 64), (64, 0), (80, 80), (96, 24), (128, 64), (128, 128), (192, 96), (256, 256)]
+    ("head_size", "rotated"),
+    [(64, 64), (64, 0), (80, 80), (96, 24), (128, 64), (128, 128), (192, 96), (256, 256)],
 )
 def test_turned_keys_and_values_match_the_oracle_bit_for_bit(
     head_size: int, rotated: int, interleaved: bool, dtype: torch.dtype
