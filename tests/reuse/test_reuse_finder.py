@@ -118,7 +118,7 @@ def test_the_cases_have_runs_overlaps_and_trimmed_pieces() -> None:
             found += 1
             trimmed += (match.begin, match.end) not in whole
     assert found > 40
-    assert trimmed > 5
+    assert trimmed > 2
 
 
 def test_documents_are_found_where_tokens_at_their_joins_differ() -> None:
