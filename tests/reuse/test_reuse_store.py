@@ -199,7 +199,7 @@ FAULTS = {
         Miss.CORRUPT,
     ),
     "a flipped bit of the header": (
-        damage(lambda path, good: path.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])),
+        damage(lambda path, good: path.write_bytes(good[:12] + bytes([good[12] ^ 1]) + good[13:])),
         Miss.CORRUPT,
     ),
     "not a segment": (damage(lambda path, _: path.write_bytes(b"\xff" * 5000)), Miss.CORRUPT),
