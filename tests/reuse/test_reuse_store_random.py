@@ -16,8 +16,8 @@ from vllm_redknot.reuse.lease import Lease
 from vllm_redknot.reuse.scope import content_id
 
 DOCUMENTS = [document(seed, 40 + 7 * seed) for seed in range(14)]
-MEMORY_BYTES = sum(segment(tokens).nbytes for tokens in DOCUMENTS) // 4
-DISK_BYTES = 2 * MEMORY_BYTES
+MEMORY_BYTES = sum(segment(tokens).nbytes for tokens in DOCUMENTS) // 6
+DISK_BYTES = 3 * MEMORY_BYTES
 EVENTS = {
     *("held", "hit", "miss", "put", "no room", "reopened", "killed", "found", "flipped", "cut", "unlinked"),
     *("swapped", "full disk", "other process", "other model"),
@@ -103,6 +103,7 @@ class Session:
     def kill(self) -> None:
         """Leave a store as a killed process does, what it was writing included."""
         self.store.flush(60.0)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         (self.folder / ".writing-1").write_bytes(os.urandom(self.generator.randrange(3000)))
         self.leases.clear()
         self.requests = 0
