@@ -289,22 +289,33 @@ def _show(document: Mapping[str, Any], output: Path) -> None:
     heads, used = document["heads"], document["settings"]
     out.print(f"{document['model']} with {heads['origin']}", style="bold", soft_wrap=True)
     out.print(f"{heads['description']}; {heads['kv_share']:.1%} of the KV bytes at the longest request")
-    out.print(f"KV cache of {show_bytes(used['kv_bytes'])}; medians, lowest to highest in brackets.")
-    columns = ["workload", "figure", "stock", "REDKNOT", "better by"]
+    out.print(
+        f"KV cache of {show_bytes(used['kv_bytes'])}; medians, lowest to highest in brackets;"
+        " ~ where the samples of both overlap."
+    )
+    columns = ["workload", "figure", "stock", "REDKNOT", "times better"]
     print_table(out, columns, map(_row, document["rows"]))
     out.print(f"{output / 'bench.json'}", soft_wrap=True)
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:
-    ratio = row["ratio"]
+    ratio, unit = row["ratio"], row["unit"]
     if row["better"] == "lower":
         ratio = 1 / ratio if ratio else 0.0
-    figure = f"{row['metric']}, {row['unit']}"
-    return [row["workload"], figure, _spread(row["stock"]), _spread(row["redknot"]), f"{ratio:.2f}x"]
+    figure = row["metric"] if unit == "bytes" else f"{row['metric']}, {unit}"
+    stock, ours = row["stock"]["samples"], row["redknot"]["samples"]
+    overlap = max(len(stock), len(ours)) > 1 and min(stock) <= max(ours) and min(ours) <= max(stock)
+    times = f"{ratio:.2f}x{' ~' if overlap and stock != ours else ''}"
+    return [row["workload"], figure, _spread(row["stock"], unit), _spread(row["redknot"], unit), times]
 
 
-def _spread(side: Mapping[str, Any]) -> str:
+def _spread(side: Mapping[str, Any], unit: str) -> str:
     samples: Sequence[float] = side["samples"]
+    show = show_bytes if unit == "bytes" else _show_number
     low, high = min(samples), max(samples)
-    median = f"{side['median']:,.4g}"
-    return median if low == high else f"{median} ({low:,.4g} to {high:,.4g})"
+    median = show(side["median"])
+    return median if low == high else f"{median} ({show(low)} to {show(high)})"
+
+
+def _show_number(value: float) -> str:
+    return f"{value:,.4g}"
