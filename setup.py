@@ -18,5 +18,5 @@ def packages() -> list[str]:
 setup(
     packages=packages(),
     package_dir={package: str(Path(folder)) for package, folder in ROOTS.items()},
-    package_data={"": ["*.cpp", "*.h", "*.json", "py.typed"]},
+    package_data={"": ["*.cpp", "*.h", "*.json", "templates/*", "py.typed"]},
 )

@@ -23,6 +23,7 @@ from vllm_redknot.kernels.segpaged_attention import plan_batch, segpaged_attenti
 
 PAGE_SIZE, SINK, WINDOW = 32, 4, 256
 EVICTED_BYTES = 64 << 20
+DECODE_ROUNDS = 9
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -181,6 +182,8 @@ def measure(problem: Problem, repeats: int) -> dict[str, object]:
     calls = {"ours": ours(problem), "stock": stock(problem)}
     if problem.query_len == 1:
         calls["copy"] = copy(problem.kv_bytes)
+        # A call of a few hundred microseconds needs more rounds for a steady median.
+        repeats *= DECODE_ROUNDS
     samples = interleaved(calls, repeats)
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in samples.items()}
     median = {name: q[1] for name, q in quartiles.items()}

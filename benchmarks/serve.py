@@ -43,11 +43,13 @@ class Plan:
     throughput: tuple[int, int, int]
 
 
-FULL = Plan(1, (512, 7500), 3, (32, 64, 48), (8, 6000, 48), (32, 4000, 16))
+FULL = Plan(1, (512, 7500), 3, (32, 64, 64), (8, 6000, 96), (32, 4000, 16))
 QUICK = Plan(1, (512, 2000), 1, (8, 64, 24), (2, 1500, 24), (4, 1000, 8))
 
 
 SCENARIOS = ("ttft", "itl_short", "itl_long", "throughput")
+POOLS = ((2**31, SCENARIOS[:3]), (2**30, SCENARIOS[3:]))
+"""Bytes of KV memory and what is measured with them: latency where all fits, throughput where stock has to queue."""
 
 
 class Prompts:
@@ -90,7 +92,7 @@ async def crowd(
 
 
 def decode_gaps(streams: Sequence[Sequence[float]]) -> Iterator[float]:
-    """Gaps between pieces while every request of the crowd is decoding."""
+    """Gaps between pieces while every request of the crowd is decoding: none where a server queues some of them."""
     begin, end = max(times[1] for times in streams), min(times[-1] for times in streams)
     for times in streams:
         for left, right in pairwise(times[1:]):
@@ -111,7 +113,10 @@ async def measure(
         if f"itl_{name}" not in scenarios:
             continue
         streams = await crowd(client, model, [prompts.take(length) for _ in range(requests)], answer)
-        samples[f"itl_{name}_{requests}x{length}_s"] = [statistics.median(decode_gaps(streams))]
+        gaps = list(decode_gaps(streams))
+        if not gaps:
+            raise SystemExit(f"{requests} requests of {length} tokens were never decoding all at once")
+        samples[f"itl_{name}_{requests}x{length}_s"] = [statistics.median(gaps)]
     if "throughput" not in scenarios:
         return samples
     requests, length, answer = plan.throughput
@@ -132,20 +137,23 @@ def run(model: Path, plan: Plan, scenarios: Sequence[str], compiled: bool) -> di
     """Stock and REDKNOT servers in turns; samples of all rounds."""
     prompts = Prompts(model)
     merged: dict[str, Samples] = {name: {} for name in BACKENDS}
-    for _ in range(plan.rounds):
-        for name, backend in BACKENDS.items():
-            flags = [
-                *("--attention-backend", backend, "--max-model-len", "8192", "--block-size", "32"),
-                *("--kv-cache-memory-bytes", str(2**30)),
-                *([] if compiled else ["--enforce-eager"]),
-            ]
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                serving(model, flags, Path(folder) / "log", timeout=600) as server,
-            ):
-                found = asyncio.run(against(server.base_url, model, plan, scenarios, prompts))
-                for key, values in found.items():
-                    merged[name].setdefault(key, []).extend(values)
+    turns = ((pool, *backend) for pool in POOLS for _ in range(plan.rounds) for backend in BACKENDS.items())
+    for (kv_bytes, measurable), name, backend in turns:
+        wanted = [scenario for scenario in scenarios if scenario in measurable]
+        if not wanted:
+            continue
+        flags = [
+            *("--attention-backend", backend, "--max-model-len", "8192", "--block-size", "32"),
+            *("--kv-cache-memory-bytes", str(kv_bytes)),
+            *([] if compiled else ["--enforce-eager"]),
+        ]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            serving(model, flags, Path(folder) / "log", timeout=600) as server,
+        ):
+            found = asyncio.run(against(server.base_url, model, plan, wanted, prompts))
+            for key, values in found.items():
+                merged[name].setdefault(key, []).extend(values)
     return merged
 
 

@@ -20,7 +20,7 @@ PACKAGE_FOLDERS = {
     "kernels": "vllm_redknot/kernels",
     "patches": "vllm_redknot/patches",
 }
-PACKAGED_SUFFIXES = {".py", ".cpp", ".h", ".json", ".typed"}
+PACKAGED_SUFFIXES = {".py", ".cpp", ".h", ".json", ".jinja", ".css", ".typed"}
 
 # vLLM is made unimportable: the package has to load without it.
 IMPORTS = """

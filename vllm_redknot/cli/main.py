@@ -8,11 +8,14 @@ import typer
 
 from vllm_redknot import __version__
 from vllm_redknot.cli.app import OneLineErrors
+from vllm_redknot.cli.commands.bench import bench
 from vllm_redknot.cli.commands.config import config
 from vllm_redknot.cli.commands.convert import convert
 from vllm_redknot.cli.commands.doctor import doctor
+from vllm_redknot.cli.commands.eval import evaluate
 from vllm_redknot.cli.commands.inspect import inspect
 from vllm_redknot.cli.commands.plan import plan
+from vllm_redknot.cli.commands.report import report
 from vllm_redknot.cli.commands.store import store
 
 app = typer.Typer(
@@ -24,9 +27,10 @@ app = typer.Typer(
     help="Look at head classes, plan what they save, and check an installation of vllm-redknot.",
     epilog="Exit status: 0 fine, 1 a problem found, 2 wrong usage. Every command takes --json.",
 )
-for command in (inspect, convert, plan, config, doctor):
+for command in (inspect, convert, plan, config, bench, report, doctor):
     app.command(no_args_is_help=command is not doctor)(command)
 app.add_typer(store, name="store")
+app.command("eval", no_args_is_help=True)(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Prompts whose continuation is known: one passcode in a text, or one of several named ones."""
+"""Prompts whose continuation is known: a passcode in a text, one of several named ones, or the text itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from vllm_redknot.evals.texts import Part, essay_sentences
+from vllm_redknot.evals.texts import Source, sentences_of
 
 NAMES = ("red", "green", "blue", "white")
 ASK_SINGLE = "The secret passcode is"
@@ -18,18 +18,27 @@ ASK_SINGLE = "The secret passcode is"
 class Case:
     """Token ids of a prompt and of the only right continuation.
 
-    `gap` is the distance in tokens from the end of the prompt back to the end of the sentence that holds the answer: a
-    head whose window is smaller does not see it from there.
+    `span` is the sentence that holds the answer, as token positions [begin, end).
     """
 
     task: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    gap: int
+    span: tuple[int, int]
+
+    @property
+    def gap(self) -> int:
+        """Tokens from the end of `span` to the end of the prompt: a smaller window sees none of it from there."""
+        return len(self.prompt) - self.span[1]
+
+    def after(self, opening: tuple[int, ...]) -> Case:
+        """The case with these tokens before its prompt."""
+        moved = (self.span[0] + len(opening), self.span[1] + len(opening))
+        return Case(self.task, opening + self.prompt, self.answer, moved)
 
 
 def single_needle(
-    tokenizer: Tokenizer, length: int, depth: float, seed: int, part: Part = "held-out"
+    tokenizer: Tokenizer, length: int, depth: float, seed: int, source: Source = "held-out"
 ) -> Case:
     """Essays of `length` tokens with a passcode, stated twice, at the fraction `depth` of them; asked for at the end.
 
@@ -37,10 +46,10 @@ def single_needle(
         ValueError: `depth` is not in [0, 1], or the text and its needle do not fit in `length` tokens.
         TextsMissingError: The essays are not installed.
     """
-    rng = random.Random(f"single {seed} {part}")
+    rng = random.Random(f"single {seed}")
     code = _code(rng)
     needle = f"The secret passcode is {code}. Remember it. {code} is the secret passcode."
-    return _place(tokenizer, "needle", [needle], [depth], 0, ASK_SINGLE, code, length, rng, part)
+    return _place(tokenizer, "needle", [needle], [depth], 0, ASK_SINGLE, code, length, rng, source)
 
 
 def named_needles(
@@ -49,7 +58,7 @@ def named_needles(
     depths: Sequence[float],
     asked: int,
     seed: int,
-    part: Part = "held-out",
+    source: Source = "held-out",
 ) -> Case:
     """Essays with a passcode of each of `NAMES`, once each, at `depths`; the one of `NAMES[asked]` is asked for.
 
@@ -57,13 +66,24 @@ def named_needles(
     """
     if len(depths) != len(NAMES):
         raise ValueError(f"{len(depths)} depths for {len(NAMES)} names")
-    rng = random.Random(f"named {seed} {part}")
+    rng = random.Random(f"named {seed}")
     codes = [_code(rng) for _ in NAMES]
     needles = [
         f"The {name} passcode is {code}. Remember it." for name, code in zip(NAMES, codes, strict=True)
     ]
     ask = f"The {NAMES[asked]} passcode is"
-    return _place(tokenizer, "named", needles, depths, asked, ask, codes[asked], length, rng, part)
+    return _place(tokenizer, "named", needles, depths, asked, ask, codes[asked], length, rng, source)
+
+
+def essay_tail(tokenizer: Tokenizer, length: int, last: int, seed: int, source: Source = "held-out") -> Case:
+    """`length` tokens of the essays, the `last` of them as the answer. Raises TextsMissingError."""
+    sentences = sentences_of(source)
+    at = random.Random(f"essays {seed}").randrange(len(sentences))
+    ids: list[int] = []
+    while len(ids) < length:
+        ids += tokenizer.encode(f" {sentences[at % len(sentences)]}", add_special_tokens=False).ids
+        at += 1
+    return Case("essays", tuple(ids[: length - last]), tuple(ids[length - last : length]), (0, 0))
 
 
 def _code(rng: random.Random) -> str:
@@ -80,9 +100,9 @@ def _place(
     code: str,
     length: int,
     rng: random.Random,
-    part: Part,
+    source: Source,
 ) -> Case:
-    """Needles between whole sentences: each where its depth comes, sentences dropped from the end to fit `length`."""
+    """`length` tokens: needles between whole sentences, each nearest to its depth, and the question."""
     if any(not 0 <= depth <= 1 for depth in depths) or list(depths) != sorted(depths):
         raise ValueError(f"depths {list(depths)} must rise from 0 to 1")
 
@@ -95,28 +115,28 @@ def _place(
     room = length - len(question) - sum(map(len, spans))
     if room < 0:
         raise ValueError(f"length is {length}: the needles alone take {length - room} tokens")
-    sentences = essay_sentences(part)
+    sentences = sentences_of(source)
     at = rng.randrange(len(sentences))
     filler: list[list[int]] = []
     used = 0
-    while True:
-        ids = encode(f" {sentences[at % len(sentences)]}")
-        if used + len(ids) > room:
-            break
+    while used < room:
+        # The last sentence is cut off where the text is full.
+        ids = encode(f" {sentences[at % len(sentences)]}")[: room - used]
         filler.append(ids)
         used += len(ids)
         at += 1
     places = [_boundary(filler, depth * used) for depth in depths]
     tokens: list[int] = []
-    end_of_answer = 0
+    span = (0, 0)
     for index, sentence in enumerate([*filler, []]):
         for needle, place in enumerate(places):
             if place == index:
                 tokens += spans[needle]
-                end_of_answer = len(tokens) if needle == asked else end_of_answer
+                if needle == asked:
+                    span = (len(tokens) - len(spans[needle]), len(tokens))
         tokens += sentence
     prompt = (*tokens, *question)
-    return Case(task, prompt, tuple(encode(f" {code}")), len(prompt) - end_of_answer)
+    return Case(task, prompt, tuple(encode(f" {code}")), span)
 
 
 def _boundary(filler: Sequence[Sequence[int]], target: float) -> int:

@@ -10,6 +10,8 @@ from typing import Literal
 
 Part = Literal["calibration", "held-out"]
 """The essays' first and second half: what chose a profile never judges it."""
+Source = Part | tuple[str, ...]
+"""A half of the essays, or sentences of one's own."""
 
 
 class TextsMissingError(FileNotFoundError):
@@ -27,13 +29,23 @@ def essays() -> str:
     return text
 
 
+def sentences_in(text: str) -> tuple[str, ...]:
+    """The text cut after each full stop, white space made one space."""
+    parts = " ".join(text.split()).split(". ")
+    return tuple(f"{part.strip()}." for part in parts if part.strip())
+
+
 @cache
 def essay_sentences(part: Part | None = None) -> tuple[str, ...]:
     """Sentences of the essays, or of one half of them. Raises TextsMissingError where they are not installed."""
-    text = " ".join(essays().split())
-    sentences = tuple(f"{sentence.strip()}." for sentence in text.split(". ") if sentence.strip())
+    sentences = sentences_in(essays())
     half = len(sentences) // 2
     return {None: sentences, "calibration": sentences[:half], "held-out": sentences[half:]}[part]
+
+
+def sentences_of(source: Source) -> tuple[str, ...]:
+    """The sentences of a source. Raises TextsMissingError where it is the essays and they are not installed."""
+    return essay_sentences(source) if isinstance(source, str) else source
 
 
 def _data_file(name: str) -> Path:

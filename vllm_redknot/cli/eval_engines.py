@@ -1,0 +1,133 @@
+"""The two engines of `redknot eval`, from its options: arguments of `vllm.LLM`, checked before anything is started."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm_redknot.cli.diagnosis.machine import INSTALL
+from vllm_redknot.cli.errors import CliError
+from vllm_redknot.cli.model_file import ModelFile
+from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES
+from vllm_redknot.cli.serve_flags import redknot_section
+from vllm_redknot.cli.target import Target
+from vllm_redknot.cli.units import show_bytes
+from vllm_redknot.config import SECTION, RedknotConfig
+from vllm_redknot.evals.memory import (
+    BASE_BYTES,
+    REQUESTS,
+    available_bytes,
+    logits_bytes,
+    request_kv_bytes,
+)
+from vllm_redknot.evals.run import REDKNOT, STOCK, Engine
+from vllm_redknot.settings import BACKEND_NAME
+
+RESERVE: Final = 64
+"""Tokens beyond the longest prompt, for answers."""
+PLACES: Final = ("heads", "cache_dir")
+"""Settings that name a place of this machine: answers depend on what lies there, and the fingerprint tells that."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the command line says of the engines; None where it does not. Tokens and bytes (of all ranks for KV)."""
+
+    max_model_len: int | None
+    kv_cache_memory_bytes: int | None
+    max_num_batched_tokens: int
+    block_size: int
+    dtype: str
+    tp_size: int
+    enforce_eager: bool
+
+
+def require_vllm() -> None:
+    """Raises CliError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise CliError(f"vLLM is not installed, and eval compares two of its engines: {INSTALL}")
+
+
+def engine_arguments(
+    model: ModelFile, options: EngineOptions, longest: int, max_logprobs: int
+) -> dict[str, Any]:
+    """What both engines have in common.
+
+    Raises:
+        CliError: The lengths do not fit the model or `--max-model-len`, or memory will not do.
+    """
+    wanted = longest + RESERVE
+    limit = options.max_model_len or model.max_context
+    if limit is not None and wanted > limit:
+        what = "--max-model-len is" if options.max_model_len else "the model's context is"
+        raise CliError(
+            f"prompts of {longest} tokens and {RESERVE} for answers do not fit, {what} {limit}: give --lengths of"
+            f" at most {limit - RESERVE}"
+        )
+    length = options.max_model_len or wanted
+    per_rank = request_kv_bytes(model.shape, length, ELEMENT_BYTES[options.dtype], options.block_size)
+    per_rank //= options.tp_size
+    kv_bytes = options.kv_cache_memory_bytes or REQUESTS * per_rank
+    if kv_bytes < per_rank:
+        raise CliError(
+            f"--kv-cache-memory-bytes is {show_bytes(kv_bytes)}, and stock vLLM needs {show_bytes(per_rank)} for one"
+            f" request of {length} tokens: give at least that, or shorter --lengths"
+        )
+    _check_memory(model, options, kv_bytes)
+    return {
+        "model": str(model.path),
+        "max_model_len": length,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_num_seqs": 4,
+        "kv_cache_memory_bytes": kv_bytes,
+        "block_size": options.block_size,
+        "dtype": options.dtype,
+        "tensor_parallel_size": options.tp_size,
+        "enforce_eager": options.enforce_eager,
+        "max_logprobs": max_logprobs,
+        "seed": 0,
+        "disable_log_stats": True,
+    }
+
+
+def engines(
+    arguments: Mapping[str, Any], target: Target, config: RedknotConfig, identity: Mapping[str, Any]
+) -> tuple[Engine, Engine]:
+    """Stock vLLM with the platform's own backend, and REDKNOT with these head classes."""
+    shared = {key: value for key, value in arguments.items() if key != "model"}
+    section = redknot_section(config, ())
+    told = {key: value for key, value in section.items() if key not in PLACES}
+    return (
+        Engine(STOCK, arguments, {**identity, "heads": None, "arguments": shared}),
+        Engine(
+            REDKNOT,
+            {**arguments, "attention_backend": BACKEND_NAME, "additional_config": {SECTION: section}},
+            {**identity, "heads": target.profile.fingerprint(), "arguments": shared, "settings": told},
+        ),
+    )
+
+
+def _check_memory(model: ModelFile, options: EngineOptions, kv_bytes: int) -> None:
+    """On CPUs the engine shares the machine's memory; GPUs are vLLM's to look at."""
+    free = available_bytes()
+    if free is None or not _on_cpu():
+        return
+    weights = model.weight_bytes or 0
+    logits = logits_bytes(model.shape, options.max_num_batched_tokens)
+    needed = BASE_BYTES + weights + kv_bytes + logits
+    if needed > free:
+        raise CliError(
+            f"the engine needs about {show_bytes(needed)} ({show_bytes(weights)} of weights, {show_bytes(kv_bytes)} of"
+            f" KV, {show_bytes(logits)} of logits, {show_bytes(BASE_BYTES)} besides), and {show_bytes(free)} are free:"
+            " give shorter --lengths, fewer --max-num-batched-tokens, or a larger machine"
+        )
+
+
+def _on_cpu() -> bool:
+    try:
+        return "cpu" in importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return True

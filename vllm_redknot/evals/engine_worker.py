@@ -1,0 +1,148 @@
+"""A process that is one vLLM engine: a line of settings and lines of requests in, a line per answer out.
+
+Lines on stdin: {"engine": arguments of vllm.LLM}, the requests, {"end": true}. Lines on stdout: {"facts": ...} once the
+engine runs, then an answer per request in their order; or {"error": ...}. stdin stays open while the engine is wanted:
+when it closes, as it does when the parent dies, the process ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from vllm_redknot.evals.requests import Answer, Distributions, Request, request_from_json
+
+
+def main() -> None:
+    """Entry point of the process."""
+    # Libraries print what they like to stdout: that goes to the log, and answers to a descriptor of their own.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        arguments, requests = _read(sys.stdin)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        try:
+            for line in _serve(arguments, requests):
+                answers.write(json.dumps(line) + "\n")
+                answers.flush()
+        except Exception as error:
+            answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+            answers.flush()
+            raise
+
+
+def _read(lines: IO[str]) -> tuple[dict[str, Any], list[Request]]:
+    arguments = json.loads(lines.readline())["engine"]
+    requests: list[Request] = []
+    for text in iter(lines.readline, ""):
+        line = json.loads(text)
+        if "end" in line:
+            return arguments, requests
+        requests.append(request_from_json(line))
+    raise EOFError("the list of requests broke off")
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _serve(arguments: dict[str, Any], requests: list[Request]) -> Iterator[dict[str, Any]]:
+    # One process, so that ending it leaves nothing behind; vLLM reads this when it is imported.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+
+    llm = LLM(**arguments)
+    yield {"facts": _facts(llm)}
+    for request in requests:
+        # One at a time and nothing left from the last: an answer depends on its request alone, interrupted or not.
+        llm.reset_prefix_cache()
+        yield _answer(llm, request).to_json()
+
+
+def _facts(llm: Any) -> dict[str, Any]:
+    """What the engine made of its arguments. Bytes and tokens."""
+    from vllm.platforms import current_platform
+
+    config = llm.llm_engine.vllm_config
+    return {
+        "platform": type(current_platform).__name__,
+        "device": str(current_platform.get_device_name()),
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "max_model_len": config.model_config.max_model_len,
+        "block_size": config.cache_config.block_size,
+        "max_in_flight_tokens": config.max_in_flight_tokens,
+        "max_concurrency": config.cache_config.kv_cache_max_concurrency,
+    }
+
+
+def _answer(llm: Any, request: Request) -> Answer:
+    scored = _distributions(llm, request) if request.spans else None
+    if not request.max_tokens:
+        return Answer(request.key, scored=scored)
+    text, logprobs = _continue(llm, request)
+    return Answer(request.key, text, tuple(logprobs), scored)
+
+
+def _continue(llm: Any, request: Request) -> tuple[str, list[float]]:
+    """The greedy text, and the logprobs of the forced tokens.
+
+    As long as greedy tokens are the forced ones, one generation gives both. From where they part it is asked again with
+    the forced tokens as a prompt, most of which the prefix cache then has.
+    """
+    from vllm import SamplingParams
+
+    text, found = None, list[float]()
+    while text is None or len(found) < len(request.forced):
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=request.max_tokens if text is None else len(request.forced) - len(found),
+            stop=list(request.stop) if text is None else None,
+            logprob_token_ids=sorted(set(request.forced)) or None,
+        )
+        prompt = [*request.prompt, *request.forced[: len(found)]]
+        output = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)[0].outputs[0]
+        text = output.text if text is None else text
+        for token, step in zip(output.token_ids, output.logprobs or (), strict=bool(request.forced)):
+            if len(found) == len(request.forced):
+                break
+            wanted = request.forced[len(found)]
+            found.append(float(step[wanted].logprob))
+            if token != wanted:
+                break
+    _check_finite(request, found)
+    return text, found
+
+
+def _distributions(llm: Any, request: Request) -> Distributions:
+    import numpy as np
+    from vllm import SamplingParams
+
+    params = SamplingParams(
+        temperature=0.0, max_tokens=1, prompt_logprobs=request.top, flat_logprobs=True, detokenize=False
+    )
+    prompt = list(request.prompt)
+    flat = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)[0].prompt_logprobs
+    rows = [row for start, end in request.spans for row in range(start, end)]
+    columns = np.asarray(flat.start_indices)[rows][:, None] + np.arange(request.top + 1)
+    ids = np.asarray(flat.token_ids, np.int32)[columns]
+    logprobs = np.asarray(flat.logprobs, np.float32)[columns]
+    _check_finite(request, logprobs.ravel().tolist())
+    return Distributions(ids, logprobs)
+
+
+def _check_finite(request: Request, logprobs: Sequence[float]) -> None:
+    """A model that computes NaN has no score: raises FloatingPointError."""
+    wrong = [value for value in logprobs if not math.isfinite(value)]
+    if wrong:
+        raise FloatingPointError(
+            f"{request.key}: {len(wrong)} of {len(logprobs)} logprobs are {wrong[0]}: try --dtype float32"
+        )
+
+
+if __name__ == "__main__":
+    main()

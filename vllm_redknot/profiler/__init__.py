@@ -1,0 +1,1 @@
+"""Finds which KV heads must stay global, and what window each of the others needs."""

@@ -1,0 +1,27 @@
+"""What a profiling run needs, before it starts. Bytes, estimates from above."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vllm_redknot.heads.model_shape import ModelShape
+
+HIDDEN_COPIES: Final = 16
+"""Rows of hidden size that a layer keeps for its backward pass: norms, residuals, projections in and out."""
+MLP_COPIES: Final = 6
+"""Rows of intermediate size: gate, up, activation, product, and what casting adds."""
+HEAD_COPIES: Final = 12
+"""Rows of all query heads: q, k and v under two windows, both outputs, their mixture and its gradient."""
+BASE_BYTES: Final = 2**30
+"""A Python process with torch and transformers."""
+
+
+def run_bytes(shape: ModelShape, weight_bytes: int | None, tokens: int, element_bytes: int) -> int:
+    """Peak of a run whose longest text has `tokens` tokens: weights, and what all layers keep for the gradients."""
+    intermediate = shape.intermediate_size or 4 * shape.hidden_size
+    row = (
+        HIDDEN_COPIES * shape.hidden_size
+        + MLP_COPIES * intermediate
+        + HEAD_COPIES * shape.num_attention_heads * shape.head_dim
+    )
+    return BASE_BYTES + (weight_bytes or 0) + shape.num_layers * tokens * row * element_bytes

@@ -1,0 +1,122 @@
+"""Whether a profile answers as the dense model does, on cases that did not choose it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from vllm_redknot.evals.cases import Case
+from vllm_redknot.heads.profile import HeadProfile
+from vllm_redknot.profiler.hooked import HookedModel, LayerAttention
+from vllm_redknot.profiler.journal import Journal
+from vllm_redknot.profiler.masked import ProfiledAttention, dense_attention
+from vllm_redknot.profiler.quality import Answer, answers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a profile may cost: recall relative to dense, single and named needles alike, and nats per essay token."""
+
+    recall: float = 0.95
+    nll_increase: float = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task at one length: `n` cases, answers found and mean NLL with the dense model and with the profile."""
+
+    task: str
+    length: int
+    n: int
+    dense_found: int
+    found: int
+    dense_nll: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All comparisons, and what of the limits does not hold (nothing: the profile passes)."""
+
+    comparisons: tuple[Comparison, ...]
+    failures: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {"comparisons": [asdict(row) for row in self.comparisons], "failures": list(self.failures)}
+
+
+class Judge:
+    """Compares profiles with the dense model on the same cases; the dense answers are computed once."""
+
+    def __init__(
+        self,
+        name: str,
+        model: HookedModel,
+        cases: Sequence[Case],
+        journal: Journal,
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`name` tells the results of this judge's cases from another's in the journal."""
+        self._name, self._model, self._cases = name, model, cases
+        self._journal, self._advance = journal, advance
+
+    def answers(self, profile: HeadProfile | None) -> list[Answer]:
+        """The model's answers under a profile, or its own."""
+        attention: LayerAttention = dense_attention if profile is None else ProfiledAttention(profile)
+        who = "dense" if profile is None else profile.fingerprint()
+        found = []
+        for index, case in enumerate(self._cases):
+            key = f"{self._name} {who} {index}"
+            kept = self._journal.get(key)
+            if kept is None:
+                (answer,) = answers(self._model, attention, [case])
+                kept = asdict(answer)
+                self._journal.add(key, kept)
+            found.append(Answer(**kept))
+            self._advance()
+        return found
+
+    def compare(self, profile: HeadProfile, limits: Limits) -> Verdict:
+        """Comparisons per task and length, and the limits a profile breaks over all lengths of a task."""
+        pairs = list(zip(self.answers(None), self.answers(profile), strict=True))
+        rows = tuple(
+            _compare(
+                task, length, [pair for pair in pairs if (pair[0].task, pair[0].length) == (task, length)]
+            )
+            for task, length in dict.fromkeys((dense.task, dense.length) for dense, _ in pairs)
+        )
+        return Verdict(rows, tuple(_failures(rows, limits)))
+
+
+def _compare(task: str, length: int, pairs: Sequence[tuple[Answer, Answer]]) -> Comparison:
+    dense, ours = zip(*pairs, strict=True)
+    return Comparison(
+        task,
+        length,
+        len(pairs),
+        sum(answer.found for answer in dense),
+        sum(answer.found for answer in ours),
+        fmean(answer.nll for answer in dense),
+        fmean(answer.nll for answer in ours),
+    )
+
+
+def _failures(rows: Sequence[Comparison], limits: Limits) -> list[str]:
+    failures = []
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [row for row in rows if row.task == task]
+        if task == "essays":
+            increase = fmean(row.nll - row.dense_nll for row in mine)
+            if increase > limits.nll_increase:
+                failures.append(
+                    f"essays: NLL rises by {increase:.3f} nats a token; allowed: {limits.nll_increase}"
+                )
+            continue
+        found, dense = sum(row.found for row in mine), sum(row.dense_found for row in mine)
+        if found < limits.recall * dense:
+            failures.append(
+                f"{task}: {found} answers found where dense finds {dense}; asked: {limits.recall:.0%}"
+            )
+    return failures

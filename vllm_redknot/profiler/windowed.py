@@ -1,0 +1,66 @@
+"""Attention under a sink and a window in blocks: time and memory grow with T x window, and gradients flow."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, sink: int, scaling: float
+) -> torch.Tensor:
+    """Causal attention of one sequence; key j is visible to query i iff j <= i and (i - j < window or j < sink).
+
+    Args:
+        query: [Hq, T, D]; Hq is a multiple of H, query heads of a KV head lie side by side.
+        key, value: [H, T, D].
+        window: in tokens, the query itself counted; None for all.
+
+    Returns:
+        [Hq, T, D].
+    """
+    length = query.shape[1]
+    ratio = query.shape[0] // key.shape[0]
+    if ratio > 1:
+        key, value = key.repeat_interleave(ratio, 0), value.repeat_interleave(ratio, 0)
+    if window is None or window >= length:
+        return scaled_dot_product_attention(
+            query[None], key[None], value[None], is_causal=True, scale=scaling
+        )[0]
+    if 2 * window + sink >= length:
+        position = torch.arange(length, device=query.device)
+        distance = position[:, None] - position[None, :]
+        seen = (distance >= 0) & ((distance < window) | (position < sink))
+        return scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=seen, scale=scaling
+        )[0]
+    blocks = -(-length // window)
+    missing = blocks * window - length
+    # Block b of `window` queries sees the sinks, block b - 1 and itself.
+    rows = pad(query, (0, 0, 0, missing)).unflatten(1, (blocks, window)).transpose(0, 1)
+    keys = _with_sinks(key, window, missing, sink)
+    values = _with_sinks(value, window, missing, sink)
+    mask = _block_mask(blocks, window, sink, query.device)
+    result = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+    return result.transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+def _with_sinks(rows: torch.Tensor, window: int, missing: int, sink: int) -> torch.Tensor:
+    """[H, T, D] -> [blocks, H, sink + 2 * window, D]."""
+    blocks = pad(rows, (0, 0, window, missing)).unflatten(1, (-1, window)).transpose(0, 1)
+    far = rows[None, :, :sink].expand(blocks.shape[0] - 1, -1, -1, -1)
+    return torch.cat((far, blocks[:-1], blocks[1:]), dim=2)
+
+
+@lru_cache(maxsize=8)
+def _block_mask(blocks: int, window: int, sink: int, device: torch.device) -> torch.Tensor:
+    """[blocks, 1, window, sink + 2 * window]: each visible key once, as a sink only where the window has left it."""
+    first = torch.arange(blocks, device=device)[:, None, None] * window
+    position = first + torch.arange(window, device=device)[None, :, None]
+    near = first - window + torch.arange(2 * window, device=device)[None, None, :]
+    distance = position - near
+    in_window = (near >= 0) & (distance >= 0) & (distance < window)
+    as_sink = position - torch.arange(sink, device=device)[None, None, :] >= window
+    return torch.cat((as_sink.expand(blocks, window, sink), in_window), dim=2)[:, None]
