@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vllm_redknot.kernels.layout import HEAD_SIZES
+from vllm_redknot.plugin import vllm_version
 from vllm_redknot.reuse.setup import SCHEDULERS, is_ours
 from vllm_redknot.settings import BACKEND_NAME, settings_of
 
@@ -15,6 +16,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 """vLLM's names of the types that K and V may have."""
 PAGE_MULTIPLE = 16
 """Tokens; a page is a multiple of this."""
+REUSE_VLLM = "0.32."
+"""Releases whose scheduler reuse was checked against."""
 OWN_CONNECTORS = "vllm_redknot."
 """Where connectors live that know which pages a local head keeps."""
 
@@ -64,6 +67,8 @@ def refusals_of_reuse(vllm_config: Any) -> list[Refusal]:
 
 def _of_reuse(vllm_config: Any) -> Iterator[Refusal]:
     parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    if not (version := vllm_version()).startswith(REUSE_VLLM):
+        yield Refusal(f"KV reuse in vLLM {version}", f"use vLLM {REUSE_VLLM}x")
     off = 'or use {"redknot": {"reuse": "off"}}'
     if settings_of(vllm_config).store is None:
         yield Refusal("KV reuse without a store", f'give {{"redknot": {{"store": "FOLDER"}}}}, {off}')

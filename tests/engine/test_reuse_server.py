@@ -36,7 +36,7 @@ def server(model_path: Path, store: Path, tmp_path_factory: pytest.TempPathFacto
         *("--max-num-batched-tokens", "512", "--block-size", "32", "--kv-cache-memory-bytes", str(2**28)),
         *("--additional-config", json.dumps(settings), "--enable-prompt-tokens-details"),
     ]
-    with serving(model_path, flags, tmp_path_factory.mktemp("server") / "log") as running:
+    with serving(model_path, flags, tmp_path_factory.mktemp("server") / "log", timeout=600) as running:
         yield running
 
 

@@ -8,6 +8,7 @@ from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.small_models import SHAPES, save
+from vllm_redknot import refusals
 from vllm_redknot.config import RedknotConfig, RedknotConfigError
 from vllm_redknot.reuse.setup import configure
 
@@ -76,3 +77,11 @@ def test_what_reuse_does_not_serve_is_refused_with_a_remedy(
 ) -> None:
     with pytest.raises(Exception, match=rf"{message}: remove --.*\"reuse\": \"off\""):
         config_of(folder, {"reuse": "force", "store": str(tmp_path)}, **arguments)
+
+
+def test_a_vllm_whose_scheduler_was_not_checked_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "vllm_version", lambda: "0.33.0")
+    with pytest.raises(Exception, match=r"KV reuse in vLLM 0\.33\.0: use vLLM 0\.32"):
+        config_of(folder, {"reuse": "force", "store": str(tmp_path)})

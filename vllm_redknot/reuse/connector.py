@@ -21,7 +21,7 @@ from vllm_redknot.settings import settings_of
 RESPONSE_KEY = "redknot_reuse"
 
 
-class SegmentReuseConnector(KVConnectorBase_V1, SupportsHMA):
+class SegmentReuseConnector(KVConnectorBase_V1):
     """One in the scheduler, one in the worker."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -129,6 +129,10 @@ class SegmentReuseConnector(KVConnectorBase_V1, SupportsHMA):
     def reset_cache(self) -> bool:
         """Stored KV depends on nothing that vLLM resets but weights, which are part of its scope."""
         return True
+
+
+# It has the one method that vLLM asks of connectors where heads have pages of different life spans.
+SupportsHMA.register(SegmentReuseConnector)
 
 
 def is_eligible(request: Any) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorWorkerMetadata,
 )
@@ -92,10 +91,3 @@ class ReuseReport(KVConnectorWorkerMetadata):
     def aggregate(self, other: KVConnectorWorkerMetadata) -> ReuseReport:
         """Not used: with several workers reuse is refused at the start."""
         raise NotImplementedError("KV reuse serves one worker")
-
-
-@dataclass
-class WorkerGreeting(KVConnectorHandshakeMetadata):
-    """What the worker tells the scheduler once."""
-
-    scope: str  # name of the store's scope, for the log
