@@ -22,8 +22,8 @@ def rope_relocate(
     The rotation is computed in fp32 and rounded once.
 
     Args:
-        key: [T', H, D] with T' >= T, rows contiguous; the pool's dtype. Rows beyond T are padding.
-        value: like key.
+        key: [T', H, D] with T' >= T, contiguous in D; the pool's dtype. Rows beyond T are padding.
+        value: like key, rows contiguous.
         layout: the layer's segments, or those of some of its heads.
         slot_mappings: int64 [G, T], contiguous; page * page_size + slot in page, or negative: not stored.
         turn: the rotation of the keys, on their device.

@@ -51,8 +51,9 @@ class Relocator:
                     # Keys are stored as at positions 0 to n - 1.
                     turn = self._rotaries[part.row].turn(span.begin - span.offset).to(device)
                     turns[part.row] = turn
-                key, value = kv[:, :, 0].contiguous(), kv[:, :, 1].contiguous()
-                rope_relocate(key, value, part.layout, slots[None].to(device), turn)
+                # Not `contiguous`: it leaves the strides of a single row as they are.
+                value = kv[:, :, 1].clone(memory_format=torch.contiguous_format)
+                rope_relocate(kv[:, :, 0], value, part.layout, slots[None].to(device), turn)
 
 
 def visible_tokens(kind: HeadKind, span: CleanSpan, reader: int) -> torch.Tensor:
