@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engine.harness import Engine, assert_same
-from tests.engine.reuse_engine import ask, marks, reusing, store_alone
+from tests.engine.reuse_engine import ask, connector, marks, reusing, store_alone
 from tests.engine.reuse_world import LIMITS, World
 
 pytestmark = pytest.mark.slow
@@ -134,3 +134,17 @@ def test_a_wish_that_makes_no_sense_is_answered_without_reuse_and_says_why(
     assert got.reused == 0
     assert got.details["problem"]
     assert_same([got.completion], [expected.completion])
+
+
+def test_after_a_reset_of_the_connector_nothing_is_reused_any_more(server: Engine, world: World) -> None:
+    document = world.tokens(150)
+    store_alone(server, document)
+    prompt = [*document, *world.tokens(9)]
+    assert ask(server, prompt, {}).reused == 150
+    tracker = connector(server).tracker
+    try:
+        assert server.scheduler.reset_prefix_cache(reset_connector=True)
+        assert not tracker.is_on
+        assert ask(server, prompt, {}).reused == 0
+    finally:
+        tracker.is_on = True

@@ -11,12 +11,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     SupportsHMA,
 )
+from vllm.logger import init_logger
 
 from vllm_redknot.reuse.messages import ReuseMetadata, ReuseReport
 from vllm_redknot.reuse.opening import open_store
 from vllm_redknot.reuse.tracker import Tracker
 from vllm_redknot.reuse.worker import ReuseWorker
 from vllm_redknot.settings import settings_of
+
+logger = init_logger("vllm.redknot")
 
 RESPONSE_KEY = "redknot_reuse"
 
@@ -127,7 +130,11 @@ class SegmentReuseConnector(KVConnectorBase_V1):
         return False, {RESPONSE_KEY: self.tracker.finished(request.request_id)}
 
     def reset_cache(self) -> bool:
-        """Stored KV depends on nothing that vLLM resets but weights, which are part of its scope."""
+        """Asked for when weights change in place: stored KV is of the old ones, so none is used any more."""
+        logger.warning(
+            "REDKNOT: the KV connector was reset; no KV is reused or stored until the engine restarts"
+        )
+        self.tracker.is_on = False
         return True
 
 

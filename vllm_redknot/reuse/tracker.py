@@ -130,6 +130,7 @@ class Tracker:
         self.capture = capture
         self.min_tokens = min_tokens
         self.totals = Totals()
+        self.is_on = True
         self._patience = patience
         self._clock = clock
         self._requests: dict[str, Tracked] = {}
@@ -144,7 +145,7 @@ class Tracker:
         tokens = request.prompt_token_ids
         extra = getattr(request.sampling_params, "extra_args", None)
         control, problem = OFF, ""
-        if eligible and tokens is not None:
+        if eligible and tokens is not None and self.is_on:
             try:
                 control = parse_control(extra, len(tokens))
             except ReuseError as error:
@@ -284,6 +285,8 @@ class Tracker:
             end = tracked.request.num_computed_tokens + num_tokens
             if blocks is not None:
                 message.gathers.extend(self._gathers(tracked, end, blocks))
+            # Spans may also have passed unused, under a prefix-cache hit.
+            tracked.spans = [span for span in tracked.spans if span.end > end]
             if not tracked.spans:
                 self._release(tracked, message)
         return message
