@@ -7,18 +7,23 @@ answer states its passcode. NLL is of the passcode's tokens after the question.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import random
 import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from benchmarks.machine import describe_machine
 from tools.smollm2_folder import default_folder
+from vllm_redknot.evals import run
 from vllm_redknot.evals.needle import needle_prompt
+from vllm_redknot.evals.requests import Request
+from vllm_redknot.evals.run import Engine
 from vllm_redknot.evals.texts import essay_sentences
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,39 +74,30 @@ def named_passcodes(sentences_per_gap: int, seeds: Sequence[int]) -> Iterator[Ca
 
 
 def answer_all(model: Path, redknot: dict[str, Any] | None, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Greedy answers and NLL of the right ones."""
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        str(model),
-        attention_backend="CPU_ATTN" if redknot is None else "REDKNOT",
-        additional_config={} if redknot is None else {"redknot": redknot},
-        enforce_eager=True,
-        max_model_len=8192,
-        block_size=32,
-        kv_cache_memory_bytes=2**30,
-        disable_log_stats=True,
-    )
-    tokenizer = llm.get_tokenizer()
-    rows = []
-    for case in cases:
-        prompt = tokenizer.encode(case.prompt)
-        target = tokenizer.encode(case.answer)
-        # The answer's logprobs come from a prompt that holds it, so the question must stay the same tokens.
-        whole = prompt + target
-        free = SamplingParams(temperature=0.0, max_tokens=len(target) + 2)
-        text = llm.generate({"prompt_token_ids": prompt}, free, use_tqdm=False)[0].outputs[0].text
-        scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-        output = llm.generate({"prompt_token_ids": whole}, scored, use_tqdm=False)[0]
-        steps = zip(target, output.prompt_logprobs[len(prompt) :], strict=True)
-        nll = -statistics.fmean(step[token].logprob for token, step in steps)
-        rows.append(
-            {"task": case.task, "found": case.answer.strip() in text, "nll": nll, "tokens": len(prompt)}
-        )
-    llm.llm_engine.engine_core.shutdown()
-    del llm
-    gc.collect()
-    return rows
+    """Greedy answers and NLL of the right ones, from an engine in a process of its own."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    requests = []
+    for number, case in enumerate(cases):
+        prompt, target = (tuple(tokenizer.encode(text).ids) for text in (case.prompt, case.answer))
+        requests.append(Request(str(number), prompt, max_tokens=len(target) + 2, forced=target))
+    arguments = {
+        **{"model": str(model), "enforce_eager": True, "max_model_len": 8192, "block_size": 32},
+        **{"kv_cache_memory_bytes": 2**30, "disable_log_stats": True},
+    }
+    if redknot is not None:
+        arguments |= {"attention_backend": "REDKNOT", "additional_config": {"redknot": redknot}}
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine("stock" if redknot is None else "REDKNOT", arguments, {})
+        found = run.answer_all(engine, requests, Path(folder), lambda *_: None).answers
+    return [
+        {
+            "task": case.task,
+            "found": case.answer.strip() in found[request.key].text,
+            "nll": -statistics.fmean(found[request.key].forced_logprobs),
+            "tokens": len(request.prompt),
+        }
+        for case, request in zip(cases, requests, strict=True)
+    ]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

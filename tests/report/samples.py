@@ -93,6 +93,8 @@ def bench() -> dict[str, Any]:
             row("8 x 6000 tokens at once", "inter-token latency", "ms", 251.0, 120.0, "lower"),
             row("32 x 4000 tokens at once", "throughput", "tokens/s", 212.0, 468.0, "higher"),
             row("longest request, 8192 tokens", "KV bytes of a request", "bytes", 2.0**27, 2.0**25, "lower"),
+            row("longest request, 8192 tokens", "maximum concurrency", "requests", 1234.0, 4321.0, "higher"),
+            row("anything", "of a long unit", "widgets of 300 letters each", 1.0, 2.0, "higher"),
         ],
     }
 

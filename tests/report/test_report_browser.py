@@ -57,8 +57,8 @@ def test_every_plot_is_drawn_and_nothing_is_asked_of_a_network(
     assert tab.value("scrollX + document.documentElement.scrollWidth <= innerWidth")
     assert tab.value("innerWidth") == SIZES[size][0]
     charts = tab.value(RECTANGLES)
-    # 2 panels of heads, 3 curves, a score, 2 needle grids, 5 rows of bars.
-    assert len(charts) == 13
+    # 2 panels of heads, 3 curves, a score, 2 needle grids, 7 rows of bars.
+    assert len(charts) == 15
     for left, top, right, bottom, label in charts:
         area = shot.crop((round(left), round(top), round(right), round(bottom)))
         background = shot.getpixel((round(left), round(top)))

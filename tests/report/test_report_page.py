@@ -106,7 +106,7 @@ def test_the_page_asks_nothing_of_a_network(results: Path) -> None:
 def test_every_plot_is_well_formed_and_has_a_label(results: Path) -> None:
     text = page(collect(results))
     plots = re.findall(r'<svg class="chart.*?</svg>', text, re.DOTALL)
-    assert len(plots) == 13
+    assert len(plots) == 15
     for plot in plots:
         root = ElementTree.fromstring(plot)
         assert root.get("role") == "img"

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,8 @@ def test_a_slow_disk_is_a_miss_in_time_and_the_segment_is_there_later(
     assert serves(stored, document(2))
     assert stored.counters().misses == {Miss.SLOW: 2}
     slow.set()
-    while stored.counters().bytes_loaded == 0:
-        pass
+    while not stored.counters().bytes_loaded:
+        time.sleep(0.001)
     assert serves(stored, document(0))
     assert stored.counters().hits_memory == 2
     assert serves(stored, document(1))

@@ -129,6 +129,8 @@ class Session:
 
     def swap(self) -> None:
         """Two segments under each other's names."""
+        # A write under way would take the file that is away for room.
+        assert self.store.flush(60.0)
         files = self.files()
         if len(files) >= 2:
             one, other = self.generator.sample(files, 2)

@@ -35,10 +35,12 @@ def show_document(out: Console, document: Mapping[str, Any]) -> None:
         if suite == "needle":
             out.print()
             out.print(_placement(document["choices"]), soft_wrap=True)
-        for task in dict.fromkeys(cell["task"] for cell in cells):
+        for task, title in TITLES.items():
             ours = [cell for cell in cells if cell["task"] == task]
+            if not ours:
+                continue
             out.print()
-            out.print(TITLES[task], style="bold")
+            out.print(title, style="bold")
             columns = ["metric", "length", "n", "stock", "REDKNOT", "difference", "verdict"]
             print_table(out, columns, (_row(cell) for cell in ours if cell["depth"] is None))
             grid = list(_grid(ours))

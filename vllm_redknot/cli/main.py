@@ -15,6 +15,7 @@ from vllm_redknot.cli.commands.doctor import doctor
 from vllm_redknot.cli.commands.eval import evaluate
 from vllm_redknot.cli.commands.inspect import inspect
 from vllm_redknot.cli.commands.plan import plan
+from vllm_redknot.cli.commands.profile import profile
 from vllm_redknot.cli.commands.report import report
 from vllm_redknot.cli.commands.store import store
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Look at head classes, plan what they save, and check an installation of vllm-redknot.",
     epilog="Exit status: 0 fine, 1 a problem found, 2 wrong usage. Every command takes --json.",
 )
-for command in (inspect, convert, plan, config, bench, report, doctor):
+for command in (profile, inspect, convert, plan, config, bench, report, doctor):
     app.command(no_args_is_help=command is not doctor)(command)
 app.add_typer(store, name="store")
 app.command("eval", no_args_is_help=True)(evaluate)

@@ -41,17 +41,17 @@ class Plan:
         weights: of the tasks' values in the choice.
     """
 
-    windows: tuple[int, ...] = (128, 256, 512)
+    windows: tuple[int, ...] = (128, 256, 512, 768)
     sink: int = 4
-    lengths: tuple[int, ...] = (1400,)
-    texts: int = 4
+    lengths: tuple[int, ...] = (1400, 2000)
+    texts: int = 3
     points: int = 3
     judged_lengths: tuple[int, ...] = (1024, 2048)
     judged_texts: int = 4
     seed: int = 0
     calibration: Source = "calibration"
     held_out: Source = "held-out"
-    weights: Mapping[str, float] = field(default_factory=lambda: {"needle": 1.0, "named": 1.0, "essays": 5.0})
+    weights: Mapping[str, float] = field(default_factory=lambda: {"needle": 1.0, "named": 1.0, "essays": 10.0})
 
     @property
     def passes(self) -> int:

@@ -9,9 +9,11 @@ from vllm_redknot.report.documents import BenchDocument, BenchRow, Samples
 from vllm_redknot.report.numbers import with_unit
 
 LEFT, WIDTH = 66.0, 360.0
-LONGEST: Final = WIDTH - LEFT - 84
+LONGEST: Final = WIDTH - LEFT - 110
 """Pixels of the longest bar; its figure stands behind it."""
-HEIGHT, STEP = 22.0, 28.0
+STEP: Final = 28.0
+SHORT_UNIT: Final = 8
+"""Letters of a unit that has room behind its bar; a longer one stands above all bars alone."""
 
 
 @dataclass(frozen=True)
@@ -89,4 +91,12 @@ def _bar(index: int, side: str, name: str, samples: Samples, scale: float, unit:
     length = round(max(0.0, samples.median) * scale, 1)
     whisker = None if low == high else (round(LEFT + low * scale, 1), round(LEFT + high * scale, 1))
     end = max(LEFT + length, whisker[1] if whisker else 0.0)
-    return Bar(side, name, 2 + STEP * index, length, whisker, end + 6, with_unit(samples.median, unit))
+    return Bar(
+        side,
+        name,
+        2 + STEP * index,
+        length,
+        whisker,
+        end + 6,
+        with_unit(samples.median, unit if len(unit) <= SHORT_UNIT else ""),
+    )

@@ -28,7 +28,7 @@ def tick(value: float) -> str:
 def with_unit(value: float, unit: str) -> str:
     """Three digits and the unit; bytes in binary multiples."""
     if unit != "bytes":
-        return f"{shown(value)} {unit}"
+        return f"{shown(value)} {unit}".rstrip()
     for name in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
             return f"{value:.4g} {name}"

@@ -77,7 +77,7 @@ class DiskTier:
             raise SegmentError(Miss.NO_ROOM, f"{name}: {size} bytes exceed the budget of {self.max_bytes}")
         with self.folder.locked():
             self.folder.remove_temporaries()
-            if any(file.name == name for file in self.folder.listing()):
+            if self.folder.holds(name):
                 self.folder.touch(name)
                 return Written(0, [])
             keep = {self.scope.file_name(leased_content) for leased_content in leased}

@@ -69,6 +69,15 @@ class StoreFolder:
             raise SegmentError.of_os_error(error, str(self.path)) from error
         return sorted(found, key=lambda file: (file.used_ns, file.name))
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        with _faults(str(self.path / name)):
+            try:
+                (self.path / name).lstat()
+            except FileNotFoundError:
+                return False
+        return True
+
     @contextmanager
     def open(self, name: str) -> Iterator[tuple[int, int]]:
         """A file descriptor for reading and the file's size. A SegmentError within gets the path in front.

@@ -66,14 +66,14 @@ def profile(
     ] = 0.95,
     windows: Annotated[
         str, typer.Option(metavar="LIST", help="Windows a local head may have; the smallest is the rule.")
-    ] = "128,256,512",
+    ] = "128,256,512,768",
     sink: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="First tokens a local head keeps.")] = 4,
     lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the texts that score heads.")
-    ] = "1400",
+    ] = "1400,2000",
     texts: Annotated[
         int, typer.Option(min=1, metavar="N", help="Texts of each task at each of those lengths.")
-    ] = 4,
+    ] = 3,
     check_lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the held-out texts that verify.")
     ] = "1K,2K",
@@ -82,7 +82,7 @@ def profile(
     ] = 4,
     essay_weight: Annotated[
         float, typer.Option(min=0.0, metavar="W", help="Weight of the essays' value beside the needles'.")
-    ] = 30.0,
+    ] = 10.0,
     data: Annotated[
         Path | None,
         typer.Option(
