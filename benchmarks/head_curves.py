@@ -170,7 +170,7 @@ def main() -> None:
     model = HookedModel(arguments.model_folder, torch.bfloat16)
     curve, dense = [], None
     with open_journal(arguments.output.with_suffix(".journal"), header) as journal:
-        judge = Judge("curve", model, cases, journal)
+        judge = Judge(model, cases, journal)
         for point in points(evidence, arguments.quick):
             verdict = judge.compare(point.profile, Limits())
             curve.append(described(point, verdict))

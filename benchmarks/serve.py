@@ -26,6 +26,8 @@ from tools.smollm2_folder import default_folder
 from vllm_redknot.evals.texts import essays
 
 RESULTS = Path(__file__).parent / "results"
+HEADS = Path(__file__).parent / "heads" / "smollm2-needle13.json"
+"""13 of 90 heads global, the others window 256 and sink 4."""
 BACKENDS = {"stock": "CPU_ATTN", "redknot": "REDKNOT"}
 Samples = dict[str, list[float]]
 """Scenario -> one figure per repetition."""
@@ -133,7 +135,9 @@ async def against(url: str, model: Path, plan: Plan, scenarios: Sequence[str], p
         return await measure(client, model, plan, scenarios, prompts)
 
 
-def run(model: Path, plan: Plan, scenarios: Sequence[str], compiled: bool) -> dict[str, Samples]:
+def run(
+    model: Path, heads: Path | None, plan: Plan, scenarios: Sequence[str], compiled: bool
+) -> dict[str, Samples]:
     """Stock and REDKNOT servers in turns; samples of all rounds."""
     prompts = Prompts(model)
     merged: dict[str, Samples] = {name: {} for name in BACKENDS}
@@ -147,6 +151,8 @@ def run(model: Path, plan: Plan, scenarios: Sequence[str], compiled: bool) -> di
             *("--kv-cache-memory-bytes", str(kv_bytes)),
             *([] if compiled else ["--enforce-eager"]),
         ]
+        if name == "redknot" and heads is not None:
+            flags += ["--additional-config", json.dumps({"redknot": {"heads": str(heads)}})]
         with (
             tempfile.TemporaryDirectory() as folder,
             serving(model, flags, Path(folder) / "log", timeout=600) as server,
@@ -197,15 +203,18 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile, not only eager")
     parser.add_argument("--output", type=Path, default=RESULTS / "serve_cpu.json", help="result file")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="what to measure")
+    parser.add_argument("--heads", type=Path, default=HEADS, help="head-class file")
+    parser.add_argument("--bundled", action="store_true", help="the bundled profile instead")
     arguments = parser.parse_args()
+    heads = None if arguments.bundled else arguments.heads
     plan = QUICK if arguments.quick else FULL
-    modes = {"eager": run(arguments.model_folder, plan, arguments.only, compiled=False)}
+    modes = {"eager": run(arguments.model_folder, heads, plan, arguments.only, compiled=False)}
     if arguments.compiled:
-        modes["compiled"] = run(arguments.model_folder, plan, arguments.only, compiled=True)
+        modes["compiled"] = run(arguments.model_folder, heads, plan, arguments.only, compiled=True)
     document = {
         "machine": describe_machine(),
         "threads": 1,
-        "heads": "bundled profile",
+        "heads": "bundled profile" if heads is None else heads.name,
         "plan": plan.__dict__,
         "scenarios": list(arguments.only),
         "samples": modes,

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from vllm_redknot.patches import cpu_backend_choice, early_checks, kv_cache_groups
+from vllm_redknot.patches import (
+    cpu_backend_choice,
+    early_checks,
+    kv_cache_groups,
+    row_layers,
+    row_prefix_cache,
+    row_prompts,
+)
 from vllm_redknot.patches.ledger import Patch, PatchError, apply, is_applied
 
-__all__ = ["Patch", "PatchError", "apply_all", "every_patch", "is_applied", "patches_for_this_vllm"]
+__all__ = [
+    "Patch",
+    "PatchError",
+    "apply_all",
+    "apply_missing",
+    "every_patch",
+    "is_applied",
+    "patches_for_this_vllm",
+]
 
 CPU_PLATFORM = ("vllm.platforms.cpu", "CpuPlatform")
 CUDA_PLATFORM = ("vllm.platforms.cuda", "CudaPlatformBase")
+ROW_PATCHES_OF_WORKERS = (row_layers.PATCH, row_prompts.PATCH)
+ROW_PATCHES_OF_CORES = (row_prefix_cache.PATCH,)
+"""Applied where row skipping is in force: to import their modules takes long, and some must not be imported early."""
 
 
 def every_patch(has_module: Callable[[str], bool]) -> list[Patch]:
@@ -21,6 +39,8 @@ def every_patch(has_module: Callable[[str], bool]) -> list[Patch]:
         early_checks.patch(*CPU_PLATFORM),
         early_checks.patch(*CUDA_PLATFORM),
         cpu_backend_choice.PATCH,
+        *ROW_PATCHES_OF_WORKERS,
+        *ROW_PATCHES_OF_CORES,
     ]
 
 
@@ -42,7 +62,16 @@ def apply_all() -> None:
         PatchError: A symbol is not what its patch was written for. Earlier patches of the list stay applied; each is
             inert unless REDKNOT is asked for.
     """
-    for patch in patches_for_this_vllm():
+    apply_missing(patches_for_this_vllm())
+
+
+def apply_missing(patches: Iterable[Patch]) -> None:
+    """Apply those of some patches that are not applied yet.
+
+    Raises:
+        PatchError: See `apply_all`.
+    """
+    for patch in patches:
         if not is_applied(patch):
             apply(patch)
 

@@ -4,6 +4,7 @@ What: `get_kv_cache_groups` plans the groups of a model whose KV-cache layers ar
 vLLM's own grouping.
 Why: vLLM makes all groups as small as the smallest set of equal layers, so 5 global heads among 256 give 52 groups, and
 it cannot trade a promoted head against padding or bound the number of groups.
+Its call is also where an engine core first meets the plugin with a configuration, so the core is told of row skipping.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def get_kv_cache_groups(vllm_config: Any, kv_cache_spec: dict[str, Any]) -> Any:
         from vllm_redknot.kvcache.segment_groups import group_segments
+        from vllm_redknot.rows.prefix_cache import prepare_core
 
+        prepare_core(vllm_config)
         groups = group_segments(vllm_config, kv_cache_spec)
         return original(vllm_config, kv_cache_spec) if groups is None else groups
 

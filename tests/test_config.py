@@ -36,6 +36,7 @@ def test_every_key_can_be_given_in_the_additional_config() -> None:
         "duo_threshold": 0.25,
         "kernel": "torch",
         "decode_kernel": "flashinfer",
+        "rows": {"ffn_from": 20, "attention_from": 24},
         "cache_dir": "/var/cache/kernels",
     }
     assert values.keys() == RedknotConfig.model_fields.keys()
@@ -61,6 +62,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "REDKNOT_DUO_THRESHOLD": "0.75",
         "REDKNOT_KERNEL": "torch",
         "REDKNOT_DECODE_KERNEL": "flashinfer",
+        "REDKNOT_ROWS": "off",
         "REDKNOT_CACHE_DIR": "~/kernels",
     }
     config = RedknotConfig.from_additional_config(None, environ)
@@ -73,6 +75,7 @@ def test_every_key_can_be_given_in_the_environment() -> None:
         "duo_threshold": 0.75,
         "kernel": "torch",
         "decode_kernel": "flashinfer",
+        "rows": "off",
         "cache_dir": "~/kernels",
     }
     assert "~" not in str(config.cache_path)
@@ -106,6 +109,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("kernel", "cuda"),
         ("kernel", None),
         ("decode_kernel", "Triton"),
+        ("rows", "on"),
+        ("rows", {"ffn_frm": 20}),
         ("cache_dir", ""),
         ("cache_dir", None),
     ],

@@ -12,9 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from vllm_redknot.heads.profile import MAX_POSITIONS
+from vllm_redknot.rows.schedule import RowSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,12 @@ ALL_GLOBAL: Final = "all-global"
 
 class RedknotConfigError(ValueError):
     """A setting that cannot be used: the message names the key, the value and the valid choice."""
+
+
+def _checked_rows(stated: dict[str, JsonValue] | str) -> dict[str, JsonValue] | str:
+    if not isinstance(stated, str):
+        RowSchedule.parse(stated)
+    return stated
 
 
 class RedknotConfig(BaseModel):
@@ -98,6 +105,13 @@ class RedknotConfig(BaseModel):
     min_reuse: Annotated[
         int, Field(ge=31, description="an integer >= 31 (tokens of the shortest run that is reused)")
     ] = 64
+    rows: Annotated[
+        Annotated[dict[str, JsonValue] | Literal["off"], AfterValidator(_checked_rows)] | None,
+        Field(
+            description='"off", a schedule such as {"ffn_from": 20, "attention_from": 24}, or null for the head'
+            " file's"
+        ),
+    ] = None
     cache_dir: Annotated[
         str,
         Field(
@@ -184,10 +198,17 @@ def _problems(model: type[RedknotConfig], settings: Mapping[str, Any], error: Va
         if key in model.model_fields:
             lines.append(
                 f"{SECTION}.{key} is {_shown(settings.get(str(key)))}: give {_choice(model, str(key))}"
+                f"{_why(error, key)}"
             )
         else:
             lines.append(f"{SECTION}.{key} is no setting: {_nearest(str(key), list(model.model_fields))}")
     return lines
+
+
+def _why(error: ValidationError, key: str | int) -> str:
+    # What a check of our own found inside of a value; pydantic's own messages say less than the choice.
+    found = [d["msg"] for d in error.errors() if d["loc"][0] == key and d["type"] == "value_error"]
+    return f" ({found[0].removeprefix('Value error, ')})" if found else ""
 
 
 def _choice(model: type[RedknotConfig], key: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from vllm_redknot.kernels.layout import HEAD_SIZES
 from vllm_redknot.plugin import vllm_version
 from vllm_redknot.reuse.setup import SCHEDULERS, is_ours
+from vllm_redknot.rows.schedule import RowSchedule
 from vllm_redknot.settings import BACKEND_NAME, settings_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,9 +61,12 @@ def refusals_of_local_heads(vllm_config: Any) -> list[Refusal]:
     return found
 
 
-def refusals_of_reuse(vllm_config: Any) -> list[Refusal]:
+def refusals_of_reuse(vllm_config: Any, skips_rows: bool) -> list[Refusal]:
     """What else is not served with KV reuse."""
-    return list(_of_reuse(vllm_config))
+    found = list(_of_reuse(vllm_config))
+    if skips_rows:
+        found.append(Refusal("KV reuse with row skipping", 'give {"redknot": {"rows": "off"}}'))
+    return found
 
 
 def _of_reuse(vllm_config: Any) -> Iterator[Refusal]:
@@ -86,6 +90,32 @@ def _of_reuse(vllm_config: Any) -> Iterator[Refusal]:
         yield Refusal("KV reuse in vLLM's second model runner", f"set VLLM_USE_V2_MODEL_RUNNER=0, {off}")
     if vllm_config.model_config.get_sliding_window() is not None:
         yield Refusal("KV reuse in models with sliding windows of their own", off.removeprefix("or "))
+
+
+def refusals_of_rows(vllm_config: Any, schedule: RowSchedule) -> list[Refusal]:
+    """What else is not served if prompt tokens skip rows."""
+    return [
+        Refusal(f"row skipping with {what}", f'{remedy}, or give {{"redknot": {{"rows": "off"}}}}')
+        for what, remedy in _of_rows(vllm_config, schedule)
+    ]
+
+
+def _of_rows(vllm_config: Any, schedule: RowSchedule) -> Iterator[tuple[str, str]]:
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    compilation = vllm_config.compilation_config
+    if vllm_config.use_v2_model_runner:
+        yield "Model Runner V2", "set VLLM_USE_V2_MODEL_RUNNER=0"
+    if compilation.mode and schedule.sparse_ffn is not None:
+        yield "sparse_ffn and torch.compile", "give --enforce-eager"
+    elif getattr(compilation.cudagraph_mode, "value", 0):
+        # A graph of decode steps would also run a prompt's chunk of one token, which then could not skip.
+        yield "CUDA graphs", "give --enforce-eager"
+    if vllm_config.lora_config is not None:
+        yield "LoRA", "remove --enable-lora"
+    if vllm_config.kv_transfer_config is not None:
+        yield "a KV connector", "remove --kv-transfer-config"
+    if model.is_moe and parallel.data_parallel_size > 1:
+        yield "data parallelism of experts", "remove --data-parallel-size"
 
 
 def _of_model(model_config: Any) -> Iterator[Refusal]:

@@ -12,8 +12,15 @@ from vllm_redknot.config import SECTION
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.resolve import ResolvedHeads, resolve_heads
 from vllm_redknot.heads.tensor_parallel import per_rank
-from vllm_redknot.refusals import Refusal, refusals, refusals_of_local_heads, refusals_of_reuse
+from vllm_redknot.refusals import (
+    Refusal,
+    refusals,
+    refusals_of_local_heads,
+    refusals_of_reuse,
+    refusals_of_rows,
+)
 from vllm_redknot.reuse.setup import configure
+from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
 logger = init_logger("vllm.redknot")
@@ -32,6 +39,7 @@ def check_engine_config(vllm_config: Any) -> None:
     Raises:
         UnsupportedError: A feature REDKNOT does not serve.
         RedknotConfigError: A wrong setting.
+        RowScheduleError: A schedule of rows that does not fit the model.
         HeadFileError, HeadFitError: A head file that cannot be read or does not fit the model or its tensor
             parallelism.
     """
@@ -50,9 +58,23 @@ def check_engine_config(vllm_config: Any) -> None:
     rank = per_rank(profile, vllm_config.parallel_config.tensor_parallel_size).profile
     if not rank.is_all_global:
         _refuse(refusals_of_local_heads(vllm_config))
+    if (rows := resolve_model_rows(vllm_config)) is not None:
+        _refuse(refusals_of_rows(vllm_config, rows))
+    _state_rows(vllm_config, rows)
     if settings_of(vllm_config).reuse != "off":
-        _refuse(refusals_of_reuse(vllm_config))
+        _refuse(refusals_of_reuse(vllm_config, skips_rows=rows is not None))
         configure(vllm_config)
+
+
+def _state_rows(vllm_config: Any, rows: RowSchedule | None) -> None:
+    """Put the schedule in force among the settings: vLLM keys compiled graphs by those, not by files or variables."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or not vllm_config.compilation_config.mode:
+        return
+    section = additional.get(SECTION) or {}
+    stated = None if rows is None else rows.to_section()
+    if section.get("rows") != stated:
+        vllm_config.additional_config = {**additional, SECTION: {**section, "rows": stated or "off"}}
 
 
 def _refuse(found: Sequence[Refusal]) -> None:
@@ -65,6 +87,18 @@ def _refuse(found: Sequence[Refusal]) -> None:
 def resolve_model_heads(vllm_config: Any) -> ResolvedHeads:
     """The head classes for the configured model."""
     return resolve_heads(settings_of(vllm_config), model_shape(vllm_config.model_config))
+
+
+def resolve_model_rows(vllm_config: Any) -> RowSchedule | None:
+    """What prompt tokens skip in the configured model; None: nothing.
+
+    Raises:
+        RowScheduleError: A wrong key or value, or a layer the model has not.
+    """
+    schedule = schedule_of(settings_of(vllm_config).rows, resolve_model_heads(vllm_config).profile.sections)
+    if schedule is not None:
+        schedule.check_layers(vllm_config.model_config.get_total_num_hidden_layers())
+    return schedule
 
 
 def model_shape(model_config: Any) -> ModelShape:

@@ -16,7 +16,7 @@ def test_a_real_run_measures_both_sides_and_is_not_repeated(model_path: Path, tm
         *(sys.executable, "-m", "vllm_redknot.cli", "bench", str(model_path), "-o", str(tmp_path)),
         *("--quick", "--enforce-eager", "--only", "itl"),
         *("--short", "2x48", "--long", "2x48", "--max-model-len", "2K", "--kv-bytes", "256MiB", "--json"),
-        *("--batched-tokens", "512"),
+        *("--batched-tokens", "512", "--window", "128"),
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("REDKNOT_")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800, check=False)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import make_bundled_profile
+from tools import make_needle_profile
 from vllm_redknot.heads import native
 from vllm_redknot.heads.formats import load_profile
 from vllm_redknot.heads.model_shape import ModelShape
@@ -11,14 +11,14 @@ from vllm_redknot.heads.profile import ModelIdentity
 from vllm_redknot.heads.resolve import bundled_paths
 
 
-def test_the_smollm2_profile_is_what_its_tool_makes_of_the_scores(shared_data: Path, tmp_path: Path) -> None:
+def test_the_needle_profile_is_what_its_tool_makes_of_the_scores(shared_data: Path, tmp_path: Path) -> None:
     scores = json.loads((shared_data / "smollm2_needle_scores.json").read_text())
-    native.write(make_bundled_profile.make_profile(scores), tmp_path / "again.json")
-    assert (tmp_path / "again.json").read_text() == make_bundled_profile.OUTPUT.read_text()
+    native.write(make_needle_profile.make_profile(scores), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == make_needle_profile.OUTPUT.read_text()
 
 
-def test_the_smollm2_profile_is_the_one_that_was_asked_for() -> None:
-    profile = load_profile(make_bundled_profile.OUTPUT)
+def test_the_needle_profile_is_13_heads_and_says_that_it_is_provisional() -> None:
+    profile = load_profile(make_needle_profile.OUTPUT)
     assert profile.describe() == "30 attention layers x 3 KV heads: 77 local, 13 global; window 256, sink 4"
     assert profile.provenance is not None
     assert profile.provenance.provisional

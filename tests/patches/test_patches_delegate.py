@@ -13,7 +13,15 @@ from vllm.v1.attention.selector import AttentionSelectorConfig
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 
 from vllm_redknot.kvcache.spec import SinkWindowSpec
-from vllm_redknot.patches import cpu_backend_choice, early_checks, every_patch, kv_cache_groups
+from vllm_redknot.patches import (
+    cpu_backend_choice,
+    early_checks,
+    every_patch,
+    kv_cache_groups,
+    row_layers,
+    row_prefix_cache,
+    row_prompts,
+)
 from vllm_redknot.plugin import register
 
 PAGE: dict[str, Any] = {"block_size": 32, "num_kv_heads": 1, "head_size": 64, "dtype": torch.bfloat16}
@@ -140,3 +148,30 @@ def test_every_patch_says_what_the_ledger_must_know() -> None:
         assert len({patch.target for patch in patches}) == len(patches)
         for patch in patches:
             assert all((patch.why, patch.versions, patch.upstream, patch.removable_when)), patch.name
+
+
+def test_a_model_without_row_skipping_is_loaded_as_it_is() -> None:
+    original = Original()
+    model = torch.nn.Linear(1, 1)
+    forward = model.forward
+    row_layers.wrap(original)(model, "model config", "device")
+    assert original.calls == [(model, "model config", "device")]
+    assert model.forward == forward
+
+
+def test_a_runner_without_our_layers_builds_its_metadata_alone() -> None:
+    original = Original()
+    runner = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={"a": object()}))
+    assert row_prompts.wrap(original)(runner, 1, 2) is original.answer
+    assert original.calls == [(runner, 1, 2)]
+
+
+@pytest.mark.parametrize("backend", [None, "CPU_ATTN"])
+def test_a_core_of_another_backend_hashes_blocks_as_vllm_does(backend: str | None) -> None:
+    original, hasher = Original(), object()
+    core = SimpleNamespace(vllm_config=config(backend), request_block_hasher=hasher)
+    assert row_prefix_cache.wrap(original)(core, "request") is original.answer
+    assert original.calls == [(core, "request")]
+    assert core.request_block_hasher is hasher
+    row_prefix_cache.wrap(original)(core, "another")
+    assert core.request_block_hasher is hasher

@@ -65,6 +65,11 @@ def file_checks(path: Path, source: VllmSource) -> list[Check]:
     return sorted(set(_FileChecks(tree, source).run()), key=lambda check: (check.kind, check.symbol))
 
 
+def _is_other_class(annotation: ast.expr | None) -> bool:
+    """Whether a parameter is annotated with a class, which then is not vLLM's whatever the parameter's name."""
+    return isinstance(annotation, ast.Name) and annotation.id != "Any"
+
+
 def _is_vllm(module: str | None) -> bool:
     return module is not None and (module == "vllm" or module.startswith("vllm."))
 
@@ -160,7 +165,7 @@ class _FileChecks:
         arguments = [part for part in ast.walk(node) if isinstance(part, ast.arg)]
         for argument in arguments:
             view = self._annotated(argument.annotation)
-            if view is None and argument.arg in RECEIVERS:
+            if view is None and argument.arg in RECEIVERS and not _is_other_class(argument.annotation):
                 module, name = RECEIVERS[argument.arg].split(":")
                 definition = self.source.find(module, name)
                 view = class_view(self.source, definition) if definition else None

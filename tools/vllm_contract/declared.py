@@ -14,6 +14,7 @@ RECEIVERS = {
 
 OURS = {
     "RedknotImpl.bind": "called by our own model state",
+    "KeyValueMethod.project_key_value": "what the subclass adds",
     "SinkWindowSpec.num_sink_tokens": "what the subclass adds",
     "SinkWindowSpec.num_sink_blocks": "what the subclass adds",
     "SinkWindowSpec.num_retained_tokens": "only vLLM 0.33 reads it",

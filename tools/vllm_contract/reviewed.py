@@ -16,6 +16,12 @@ REVIEWED = {
         "get_kv_cache_groups changed": "moved; no longer marks draft layers. Called through a KVCacheConfigBuilder:"
         " a model with a grouping of its own bypasses it, and is refused",
         "CpuPlatform.get_attn_backend_cls changed": "checks the KV dtype of its own backend; still ignores the choice",
+        "SingleTypeKVCacheManager.cache_blocks changed": "counts hashed tokens too, and adds EAGLE's boundary to ours",
+        "GPUModelRunner._build_attention_metadata changed": "multimodal ranges moved out; real steps alone still come"
+        " with num_scheduled_tokens",
+        "UnquantizedLinearMethod.process_weights_after_loading changed": "pads weights on ROCm; the CPU's packing,"
+        " which we call, is as it was",
+        "UnquantizedLinearMethod.dequantize_weight changed": "not called by us",
         "CpuPlatform.check_and_update_config changed": "sets the default block size later; a given one is checked",
     },
 }

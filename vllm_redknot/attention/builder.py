@@ -28,6 +28,7 @@ class RedknotMetadataBuilder(AttentionMetadataBuilder[Step]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         model = find_model(vllm_config.compilation_config.static_forward_context)
         assert model is not None, "a builder is made for layers that the loader has segmented"
+        model.check_ready()
         self._tables = model.tables
         self._group = model.bind_group(layer_names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from vllm_redknot.attention.segments import add_segments
 from vllm_redknot.attention.step import Step
 from vllm_redknot.heads.profile import HeadVisibility
 from vllm_redknot.kernels.layout import GLOBAL_WINDOW, SegmentLayout
+from vllm_redknot.rows.plan import RowPass
 from vllm_redknot.support import UnsupportedError
 
 
@@ -57,6 +59,10 @@ class RedknotImpl(AttentionImpl[Step]):
         self.names: list[str] = []
         self.visibilities: list[HeadVisibility] = []
         self._layout: SegmentLayout | None = None
+        self.row_pass: RowPass | None = None
+        # The layer's modules where row skipping hides them from torch.compile.
+        self.row_attention: Callable[..., Any] | None = None
+        self.row_ffn: Callable[..., Any] | None = None
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Split the layer into head segments; vLLM collects KV-cache specs after this."""
@@ -116,9 +122,12 @@ class RedknotImpl(AttentionImpl[Step]):
             self.model.bind_layers()
             layout = self._layout
             assert layout is not None
+        # Row skipping runs a late layer twice, on some rows of the step each time.
+        step, attends = self.row_pass or RowPass(attn_metadata, attends=True)
         kernels = self.model.kernels
-        kernels.write(key, value, layout, attn_metadata)
-        kernels.attend(query, layout, attn_metadata, output, self.scale, self.logits_soft_cap)
+        kernels.write(key, value, layout, step)
+        if attends:
+            kernels.attend(query, layout, step, output, self.scale, self.logits_soft_cap)
         return output
 
     def bind(self) -> SegmentLayout:

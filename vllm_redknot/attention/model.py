@@ -13,9 +13,11 @@ from vllm_redknot.attention.step import StepTables
 from vllm_redknot.heads.profile import EVERYTHING, HeadVisibility
 from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.kernels.layout import SegmentLayout
+from vllm_redknot.patches import ROW_PATCHES_OF_WORKERS, apply_missing
 from vllm_redknot.reuse.rotary import LayerParents
+from vllm_redknot.rows.skipping import RowSkipping
 from vllm_redknot.settings import settings_of
-from vllm_redknot.support import resolve_model_heads
+from vllm_redknot.support import UnsupportedError, resolve_model_heads, resolve_model_rows
 
 logger = init_logger("vllm.redknot")
 
@@ -40,7 +42,12 @@ class SegmentedModel:
             logger.warning_once("REDKNOT: %s", warning)
         sharded = per_rank(resolved.profile, vllm_config.parallel_config.tensor_parallel_size)
         self.profile = sharded.profile
-        self.tables = StepTables(vllm_config)
+        schedule = resolve_model_rows(vllm_config)
+        is_compiled = bool(vllm_config.compilation_config.mode)
+        self.rows = None if schedule is None else RowSkipping(schedule, is_compiled)
+        if self.rows is not None:
+            apply_missing(ROW_PATCHES_OF_WORKERS)
+        self.tables = StepTables(vllm_config, self.rows)
         self.kernels = choose_kernels(self.settings, vllm_config.device_config.device_type)
         self.layers: list[SegmentedLayer] = []
         # Reuse must know how each layer turns its keys; their modules are only seen while the model is built.
@@ -67,6 +74,17 @@ class SegmentedModel:
             return [EVERYTHING] * num_kv_heads
         layer = extract_layer_index(layer_name)
         return [self.profile.visibility(layer, head) for head in range(num_kv_heads)]
+
+    def check_ready(self) -> None:
+        """Refuse to serve a model whose layers do not do what the prefix cache takes for granted.
+
+        Raises:
+            UnsupportedError: The model's loader left row skipping out.
+        """
+        if self.rows is not None and not self.rows.installed:
+            raise UnsupportedError(
+                'REDKNOT: this --load-format does not serve row skipping: choose another, or give {"rows": "off"}'
+            )
 
     def bind_layers(self) -> None:
         """Find out where vLLM has allocated the segments of all layers, and tell the kernels."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.utils.math_utils import cdiv
 
 from vllm_redknot.kernels.segpaged_attention import Batch, plan_batch
+from vllm_redknot.rows.plan import RowPlan
+
+if TYPE_CHECKING:
+    from vllm_redknot.rows.skipping import RowSkipping
 
 
 @dataclass
@@ -19,6 +23,7 @@ class Step:
     block_tables: torch.Tensor  # int32 [G, R, P]
     batch: Batch
     seq_lens_cpu: torch.Tensor  # int32 [R] on the CPU, exact without speculative decoding
+    rows: RowPlan | None = None  # which rows skip work, where a prompt of the step has any
 
 
 class StepTables:
@@ -27,11 +32,12 @@ class StepTables:
     The buffers keep their addresses for the life of the engine, so a captured CUDA graph reads the current step.
     """
 
-    def __init__(self, vllm_config: Any) -> None:
+    def __init__(self, vllm_config: Any, rows: RowSkipping | None = None) -> None:
         scheduler, model = vllm_config.scheduler_config, vllm_config.model_config
         self._max_requests = scheduler.max_num_seqs
         self._max_pages = cdiv(model.max_model_len, vllm_config.cache_config.block_size)
         self._max_tokens = scheduler.max_num_batched_tokens
+        self._rows = rows
         self._num_groups = 0
         self._tables = torch.empty(0, dtype=torch.int32)
         self._slots = torch.empty(0, dtype=torch.int64)
@@ -78,7 +84,10 @@ class StepTables:
             common.max_query_len,
             common.max_seq_len,
         )
-        return Step(slot_mappings, tables, batch, common.seq_lens_cpu_upper_bound)
+        step = Step(slot_mappings, tables, batch, common.seq_lens_cpu_upper_bound)
+        if self._rows is not None:
+            step.rows = self._rows.plan(step, common)
+        return step
 
     def _reserve(self, device: torch.device, requests: int, pages: int, tokens: int) -> None:
         table_size = self._num_groups * max(requests, self._max_requests) * max(pages, self._max_pages)

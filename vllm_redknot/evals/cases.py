@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class Case:
     def gap(self) -> int:
         """Tokens from the end of `span` to the end of the prompt: a smaller window sees none of it from there."""
         return len(self.prompt) - self.span[1]
+
+    def fingerprint(self) -> str:
+        """16 hex digits over what is asked and what is right."""
+        return hashlib.sha256(repr((self.task, self.prompt, self.answer)).encode()).hexdigest()[:16]
 
     def after(self, opening: tuple[int, ...]) -> Case:
         """The case with these tokens before its prompt."""

@@ -23,6 +23,7 @@ from vllm_redknot.heads.profile import (
     ModelIdentity,
     Provenance,
 )
+from vllm_redknot.rows.schedule import RowScheduleError, schedule_of
 
 FORMAT: Final = "redknot-head-profile"
 VERSION: Final = 1
@@ -84,7 +85,8 @@ class NativeFile(_Strict):
     sections: Annotated[
         dict[str, JsonValue],
         Field(
-            description="optional sections by name, such as evidence: kept, but never read to serve a model"
+            description="optional sections by name: rows is the schedule of row skipping (docs/row_skipping.md); all"
+            " others, such as evidence, are kept, but never read to serve a model"
         ),
     ] = {}
 
@@ -107,6 +109,7 @@ def read(path: Path, document: Mapping[str, Any]) -> HeadProfile:
         remedy = "See docs/head_profile.schema.json."
         raise HeadFileError(path, _place(first["loc"]), problem, remedy) from error
     _check_identity(path, file)
+    _check_rows(path, file)
     return HeadProfile(
         classes=tuple(tuple(HeadClass(name) for name in row.classes) for row in file.layers),
         window=tuple(_windows(path, row, file.defaults) for row in file.layers),
@@ -131,6 +134,14 @@ def _check_identity(path: Path, file: NativeFile) -> None:
     if file.model.num_layers is not None and last >= file.model.num_layers:
         problem = f"is {file.model.num_layers}, but there is a layer {last}"
         raise HeadFileError(path, "key model.num_layers", problem, "Make them agree.")
+
+
+def _check_rows(path: Path, file: NativeFile) -> None:
+    try:
+        schedule_of(None, file.sections)
+    except RowScheduleError as error:
+        problem = f"states a schedule that cannot be used: {error}"
+        raise HeadFileError(path, "section 'rows'", problem, "See docs/row_skipping.md.") from error
 
 
 def _windows(path: Path, row: LayerRow, defaults: Defaults) -> tuple[int | None, ...]:

@@ -16,6 +16,7 @@ from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
 from vllm_redknot.kvcache.spec import SinkWindowSpec
+from vllm_redknot.rows.block_hashes import shared_tokens
 
 
 class SinkWindowManager(SlidingWindowManager):
@@ -113,6 +114,19 @@ class SinkWindowManager(SlidingWindowManager):
         skipped = self._skipped_blocks(processed_computed_tokens)
         if skipped > self.num_sink_blocks:
             self._remove_blocks_in_range(request_id, self.num_sink_blocks, skipped)
+
+    def cache_blocks(
+        self,
+        request: Any,
+        num_tokens: int,
+        retention_interval: int | None = None,
+        *,
+        replay_boundaries: Sequence[int],
+    ) -> None:
+        """Hash the request's full blocks, the window before the point a longer prompt may resume at included."""
+        if shared := shared_tokens(request):
+            replay_boundaries = (*replay_boundaries, shared)
+        super().cache_blocks(request, num_tokens, retention_interval, replay_boundaries=replay_boundaries)
 
     @classmethod
     def _contiguous_blocks_for_hit(cls, window_size: int, block_size: int, use_eagle: bool) -> int:

@@ -29,7 +29,7 @@ def with_provenance(
     """The profile, saying how it was made and how it did; a profile that failed is marked provisional."""
     failures = outcome.verdict.failures
     parameters: dict[str, Any] = {
-        "plan": {**plan.header(), "weights": dict(plan.weights)},
+        "plan": plan.document(),
         "budget": asdict(budget),
         "kv_share": round(outcome.kv_share, 4),
         "versions": versions,
@@ -74,7 +74,7 @@ def evidence(
                 "description": outcome.profile.describe(),
             },
             "verification": outcome.verdict.document(),
-            "plan": {**plan.header(), "weights": dict(plan.weights)},
+            "plan": plan.document(),
             "versions": versions,
         }
     )

@@ -25,6 +25,8 @@ from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.scores import HeadScores, Values, score_heads
 from vllm_redknot.profiler.verify import Judge, Limits, Verdict
 
+CHOICE: Final = ("weights", "judged_lengths", "judged_texts", "held_out")
+"""Fields of a plan that its scores do not depend on."""
 SHARE_TOLERANCE: Final = 0.02
 """How close a search for the least share of KV bytes comes."""
 
@@ -51,7 +53,9 @@ class Plan:
     seed: int = 0
     calibration: Source = "calibration"
     held_out: Source = "held-out"
-    weights: Mapping[str, float] = field(default_factory=lambda: {"needle": 1.0, "named": 1.0, "essays": 10.0})
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {"needle": 1.0, "named": 1.0, "essays": 10.0}
+    )
 
     @property
     def passes(self) -> int:
@@ -63,8 +67,12 @@ class Plan:
         return 3 * len(self.judged_lengths) * self.judged_texts
 
     def header(self) -> dict[str, Any]:
-        """What tells this plan's journal from another's."""
-        return {key: value for key, value in asdict(self).items() if key != "weights"}
+        """What tells this plan's scores from another's: how they are weighed and checked may change."""
+        return {key: value for key, value in self.document().items() if key not in CHOICE}
+
+    def document(self) -> dict[str, Any]:
+        """The whole plan."""
+        return {**asdict(self), "weights": dict(self.weights)}
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class ProfilingRun:
             )
         if budget.kv_share is not None:
             return self._by_share(values, budget.kv_share, budget.context)
-        judge = self._judge("selection", self._plan.calibration, self._plan.seed + 1)
+        judge = self._judge(self._plan.calibration, self._plan.seed + 1)
         low, high = 0.0, 1.0
         # The dense model holds every limit; halve until the share that still does is known closely.
         found = self._by_share(values, high, budget.context)
@@ -133,7 +141,7 @@ class ProfilingRun:
 
     def verify(self, profile: HeadProfile, limits: Limits) -> Verdict:
         """The profile beside the dense model on cases that neither scored nor chose it."""
-        return self._judge("verification", self._plan.held_out, self._plan.seed + 2).compare(profile, limits)
+        return self._judge(self._plan.held_out, self._plan.seed + 2).compare(profile, limits)
 
     def _by_share(self, values: Values, share: float, context: int) -> HeadProfile:
         plan = self._plan
@@ -149,10 +157,10 @@ class ProfilingRun:
             )
         return profile
 
-    def _judge(self, name: str, source: Source, seed: int) -> Judge:
+    def _judge(self, source: Source, seed: int) -> Judge:
         plan = self._plan
         cases = self._cases(source, plan.judged_lengths, plan.judged_texts, seed)
-        return Judge(name, self._model, cases, self._journal, self._advance)
+        return Judge(self._model, cases, self._journal, self._advance)
 
     def _cases(self, source: Source, lengths: tuple[int, ...], texts: int, seed: int) -> list[Case]:
         mixture = Mixture(source, lengths, texts, max(self._plan.windows), seed)

@@ -51,8 +51,8 @@ def score_heads(
     """Scores over `cases`; `advance` is called once a pass, `len(cases) * (1 + len(points))` times in all."""
     found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     gated = GatedAttention(windows, sink)
-    for index, case in enumerate(cases):
-        key = f"{index} {case.task} {len(case.prompt)}"
+    for case in cases:
+        key = f"scores {case.fingerprint()}"
         result = journal.get(key)
         if result is None:
             result = _record(model, case, windows[0], sink)

@@ -52,14 +52,12 @@ class Judge:
 
     def __init__(
         self,
-        name: str,
         model: HookedModel,
         cases: Sequence[Case],
         journal: Journal,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        """`name` tells the results of this judge's cases from another's in the journal."""
-        self._name, self._model, self._cases = name, model, cases
+        self._model, self._cases = model, cases
         self._journal, self._advance = journal, advance
 
     def answers(self, profile: HeadProfile | None) -> list[Answer]:
@@ -67,8 +65,8 @@ class Judge:
         attention: LayerAttention = dense_attention if profile is None else ProfiledAttention(profile)
         who = "dense" if profile is None else profile.fingerprint()
         found = []
-        for index, case in enumerate(self._cases):
-            key = f"{self._name} {who} {index}"
+        for case in self._cases:
+            key = f"answer {who} {case.fingerprint()}"
             kept = self._journal.get(key)
             if kept is None:
                 (answer,) = answers(self._model, attention, [case])

@@ -1,6 +1,6 @@
-"""Writes the bundled SmolLM2-135M head profile from a file of needle scores.
+"""Writes the needle-ranked SmolLM2-135M head profile that benchmarks compare with, from a file of needle scores.
 
-python -m tools.make_bundled_profile SCORES.json [--output vllm_redknot/heads/bundled/smollm2-135m.json]
+python -m tools.make_needle_profile SCORES.json [--output benchmarks/heads/smollm2-needle13.json]
 """
 
 import argparse
@@ -16,7 +16,7 @@ GLOBAL_HEADS = 13
 WINDOW = 256
 SINK = 4
 DATE = "2026-11-22"
-OUTPUT = Path(__file__).parent.parent / "vllm_redknot" / "heads" / "bundled" / "smollm2-135m.json"
+OUTPUT = Path(__file__).parent.parent / "benchmarks" / "heads" / "smollm2-needle13.json"
 
 IDENTITY = ModelIdentity(
     name="SmolLM2-135M-Instruct",
@@ -53,7 +53,7 @@ def make_profile(document: dict[str, Any]) -> HeadProfile:
         layer_ids=tuple(range(len(scores))),
         identity=IDENTITY,
         provenance=Provenance(
-            tool="tools/make_bundled_profile.py",
+            tool="tools/make_needle_profile.py",
             method=f"the {GLOBAL_HEADS} KV heads with the highest needle score are global, the others local",
             data=document["what"],
             date=DATE,

@@ -1,0 +1,79 @@
+"""Which rows a layer's feed-forward network computes: one small class per rule.
+
+A rule sees, for every token that may skip, the norm of its attention output and of its residual before that is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
+
+
+class FfnRule(Protocol):
+    """Chooses rows of one layer."""
+
+    def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Which of the step's skippable rows the layer computes.
+
+        Args:
+            attention: fp32 [N], L2 norm over the width of what attention adds to the residual.
+            residual: fp32 [N], L2 norm of the residual it is added to.
+            lengths: rows of each request in this step, in order; they sum to N.
+
+        Returns:
+            bool [N].
+        """
+
+
+class RelativeNormRule:
+    """|attention output| >= threshold * |residual|: the token's own state, whatever else is in the step."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """See `FfnRule`."""
+        del lengths
+        return attention >= self.threshold * residual
+
+
+class MassRule:
+    """The largest attention outputs that together hold less than `share` of a chunk's sum, one at least.
+
+    RedKnot's Sparse FFN (`sparse_ffn.py`): ranks whose cumulative fraction is strictly below the share; a chunk of
+    zeros is kept whole. A chunk is what one request has in one step, so the scheduler has a say in what is kept.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """See `FfnRule`."""
+        del residual
+        return torch.cat([self._keep_chunk(chunk) for chunk in torch.split(attention, list(lengths))])
+
+    def _keep_chunk(self, attention: torch.Tensor) -> torch.Tensor:
+        ordered, order = attention.sort(descending=True, stable=True)
+        fraction = ordered.cumsum(0) / ordered.sum()
+        largest = torch.arange(len(ordered), device=ordered.device) == 0
+        # The sum of a chunk of zeros makes NaN fractions, which are not below any share.
+        chosen = (fraction < self.share) | largest | ~(ordered.sum() > 0) | (self.share >= 1.0)
+        kept = torch.empty_like(chosen)
+        kept[order] = chosen
+        return kept
+
+
+def ffn_rule(schedule: RowSchedule, layer: int) -> FfnRule | None:
+    """The rule of a layer before the late ones, None if it computes all rows."""
+    sparse = schedule.sparse_ffn
+    if sparse is None or schedule.skips_ffn(layer):
+        return None
+    if isinstance(sparse, RelativeNorm):
+        threshold = sparse.thresholds.get(str(layer))
+        return None if threshold is None else RelativeNormRule(threshold)
+    share = sparse.share_of(layer)
+    return None if share is None else MassRule(share)
