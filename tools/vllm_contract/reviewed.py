@@ -46,9 +46,12 @@ REVIEWED = {
             for scheduler in ("Scheduler", "AsyncScheduler")
             for difference, verdict in _SCHEDULER.items()
         },
-        "KVConnectorBase_V1.supports_sleep_mode new": "True by default: engines with our connector may sleep" + _REFUSED,
-        "KVConnectorBase_V1.unregister_kv_caches new": "does nothing by default, before an engine sleeps" + _REFUSED,
-        "KVConnectorBase_V1.restore_kv_caches new": "does nothing by default, after an engine slept" + _REFUSED,
+        "KVConnectorBase_V1.supports_sleep_mode new": "True by default: engines with our connector may sleep"
+        + _REFUSED,
+        "KVConnectorBase_V1.unregister_kv_caches new": "does nothing by default, before an engine sleeps"
+        + _REFUSED,
+        "KVConnectorBase_V1.restore_kv_caches new": "does nothing by default, after an engine slept"
+        + _REFUSED,
         "AttentionBackend.supports_kv_cache_update_bypass new": "False by default: forward gets K and V, as it needs",
         "AttentionImpl.set_interleaved_v_cache new": "called by a ROCm fusion pass only; the default does nothing",
         "SlidingWindowManager.cache_blocks changed": "counts hashed tokens too; its use of our block mask is as it was",
