@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("seed", "chunk", "page", "boundary"),
-    [(None, 512, 32, 16), (None, 64, 16, 0), (0, 512, 32, 16), (1, 64, 32, 0), (2, 48, 16, 16)],
+    [(None, 64, 16, 0), (0, 512, 32, 16), (1, 64, 32, 0), (2, 48, 16, 16)],
 )
 def test_logprobs_of_a_random_model_equal_those_of_explicit_masks_and_positions(
     seed: int | None, chunk: int, page: int, boundary: int, tmp_path: Path

@@ -86,8 +86,9 @@ def pages_after_prefill(
     return seen[-1]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in VARIANTS), ("default", "bfloat16")]
+)
 def test_the_first_layer_of_a_moved_document_is_what_it_would_be_in_its_place(
     name: str, dtype: str, tmp_path: Path
 ) -> None:

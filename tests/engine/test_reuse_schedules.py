@@ -86,8 +86,7 @@ def assert_nothing_held(server: Engine) -> None:
     assert not worker()._readers
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False])
-@pytest.mark.parametrize("chunk", [48, 512])
+@pytest.mark.parametrize(("chunk", "prefix_caching"), [(48, True), (48, False), (512, True)])
 def test_any_chunk_size_and_batching_give_the_same(
     chunk: int,
     prefix_caching: bool,
