@@ -53,9 +53,7 @@ class Plan:
     seed: int = 0
     calibration: Source = "calibration"
     held_out: Source = "held-out"
-    weights: Mapping[str, float] = field(
-        default_factory=lambda: {"needle": 1.0, "named": 1.0, "essays": 10.0}
-    )
+    weights: Mapping[str, float] = field(default_factory=lambda: {"needle": 1.0, "named": 1.0, "essays": 3.0})
 
     @property
     def passes(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 from vllm_redknot.evals.cases import Case
 from vllm_redknot.heads.profile import HeadProfile
@@ -14,10 +15,16 @@ from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.masked import ProfiledAttention, dense_attention
 from vllm_redknot.profiler.quality import Answer, answers
 
+SIGNIFICANT: Final = 0.05
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What a profile may cost: recall relative to dense, single and named needles alike, and nats per essay token."""
+    """What a profile may cost: recall relative to dense, and nats per essay token.
+
+    Single needles must reach the recall. Dense itself finds only some of the named ones, so that a few cases more or
+    less are chance: there a profile fails if it also loses significantly more cases than it gains (`SIGNIFICANT`).
+    """
 
     recall: float = 0.95
     nll_increase: float = 0.05
@@ -34,6 +41,8 @@ class Comparison:
     found: int
     dense_nll: float
     nll: float
+    lost: int
+    gained: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,17 @@ def _compare(task: str, length: int, pairs: Sequence[tuple[Answer, Answer]]) -> 
         sum(answer.found for answer in ours),
         fmean(answer.nll for answer in dense),
         fmean(answer.nll for answer in ours),
+        sum(before.found and not after.found for before, after in pairs),
+        sum(after.found and not before.found for before, after in pairs),
     )
+
+
+def _by_more_than_chance(rows: Sequence[Comparison]) -> bool:
+    """One-sided sign test: a case whose answer changes is as likely gained as lost."""
+    lost = sum(row.lost for row in rows)
+    changed = lost + sum(row.gained for row in rows)
+    chance = sum(math.comb(changed, more) for more in range(lost, changed + 1)) / 2**changed
+    return chance < SIGNIFICANT
 
 
 def _failures(rows: Sequence[Comparison], limits: Limits) -> list[str]:
@@ -113,7 +132,7 @@ def _failures(rows: Sequence[Comparison], limits: Limits) -> list[str]:
                 )
             continue
         found, dense = sum(row.found for row in mine), sum(row.dense_found for row in mine)
-        if found < limits.recall * dense:
+        if found < limits.recall * dense and (task == "needle" or _by_more_than_chance(mine)):
             failures.append(
                 f"{task}: {found} answers found where dense finds {dense}; asked: {limits.recall:.0%}"
             )

@@ -82,7 +82,7 @@ def profile(
     ] = 4,
     essay_weight: Annotated[
         float, typer.Option(min=0.0, metavar="W", help="Weight of the essays' value beside the needles'.")
-    ] = 10.0,
+    ] = 3.0,
     data: Annotated[
         Path | None,
         typer.Option(
