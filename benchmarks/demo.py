@@ -28,7 +28,9 @@ from vllm_redknot.evals.needle import NeedlePrompt, needle_prompt
 ANSWER_TOKENS = 8
 CHAT_TOKENS = 24
 STOCK, REDKNOT = "CPU_ATTN", "REDKNOT"
-WINDOW_HELP = "tokens a local head of REDKNOT looks back, or 'profile': what the bundled profile gives each head"
+WINDOW_HELP = (
+    "tokens a local head of REDKNOT looks back, or 'profile': what the bundled profile gives each head"
+)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,37 @@ class RedknotConfig(BaseModel):
     decode_kernel: Annotated[
         Literal["triton", "flashinfer"], Field(description='"triton" or "flashinfer" (decode on GPUs)')
     ] = "triton"
+    reuse: Annotated[
+        Literal["off", "force"],
+        Field(
+            description='"off" or "force" ("on" needs the receipt of a quality gate, and no receipt exists for any'
+            " model)"
+        ),
+    ] = "off"
+    store: Annotated[
+        str | None,
+        Field(min_length=1, description="the path of a folder for documents' KV, or null"),
+    ] = None
+    store_memory_gib: Annotated[
+        float, Field(ge=0.0, description="a number >= 0 (GiB of host memory for documents' KV)")
+    ] = 4.0
+    store_disk_gib: Annotated[
+        float, Field(ge=0.0, description="a number >= 0 (GiB of disk for documents' KV)")
+    ] = 20.0
+    boundary: Annotated[
+        int,
+        Field(ge=0, le=MAX_POSITIONS, description="an integer >= 0 (tokens recomputed per moved document)"),
+    ] = 16
+    capture: Annotated[
+        Literal["off", "first", "marked"],
+        Field(
+            description='"off", "first" (store marked documents that begin a prompt) or "marked" (store all marked'
+            " documents)"
+        ),
+    ] = "first"
+    min_reuse: Annotated[
+        int, Field(ge=31, description="an integer >= 31 (tokens of the shortest run that is reused)")
+    ] = 64
     rows: Annotated[
         Annotated[dict[str, JsonValue] | Literal["off"], AfterValidator(_checked_rows)] | None,
         Field(

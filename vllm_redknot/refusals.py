@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 import torch
 
 from vllm_redknot.kernels.layout import HEAD_SIZES
+from vllm_redknot.plugin import vllm_version
+from vllm_redknot.reuse.setup import SCHEDULERS, is_ours
 from vllm_redknot.rows.schedule import RowSchedule
-from vllm_redknot.settings import BACKEND_NAME
+from vllm_redknot.settings import BACKEND_NAME, settings_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """vLLM's names of the types that K and V may have."""
 PAGE_MULTIPLE = 16
 """Tokens; a page is a multiple of this."""
+REUSE_VLLM = "0.32."
+"""Releases whose scheduler reuse was checked against."""
 OWN_CONNECTORS = "vllm_redknot."
 """Where connectors live that know which pages a local head keeps."""
 
@@ -55,6 +59,37 @@ def refusals_of_local_heads(vllm_config: Any) -> list[Refusal]:
             )
         )
     return found
+
+
+def refusals_of_reuse(vllm_config: Any, skips_rows: bool) -> list[Refusal]:
+    """What else is not served with KV reuse."""
+    found = list(_of_reuse(vllm_config))
+    if skips_rows:
+        found.append(Refusal("KV reuse with row skipping", 'give {"redknot": {"rows": "off"}}'))
+    return found
+
+
+def _of_reuse(vllm_config: Any) -> Iterator[Refusal]:
+    parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    if not (version := vllm_version()).startswith(REUSE_VLLM):
+        yield Refusal(f"KV reuse in vLLM {version}", f"use vLLM {REUSE_VLLM}x")
+    off = 'or use {"redknot": {"reuse": "off"}}'
+    if settings_of(vllm_config).store is None:
+        yield Refusal("KV reuse without a store", f'give {{"redknot": {{"store": "FOLDER"}}}}, {off}')
+    if parallel.world_size > 1:
+        yield Refusal("KV reuse with several workers", f"use one tensor and pipeline rank, {off}")
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and not is_ours(transfer):
+        yield Refusal("KV reuse with another KV connector", f"remove --kv-transfer-config, {off}")
+    if scheduler.scheduler_cls not in (None, *SCHEDULERS.values()):
+        yield Refusal("KV reuse with another scheduler", f"remove --scheduler-cls, {off}")
+    if not scheduler.enable_chunked_prefill:
+        yield Refusal("KV reuse without chunked prefill", f"remove --no-enable-chunked-prefill, {off}")
+    if vllm_config.use_v2_model_runner:
+        # It keeps positions to itself, and would not follow a request that skips tokens.
+        yield Refusal("KV reuse in vLLM's second model runner", f"set VLLM_USE_V2_MODEL_RUNNER=0, {off}")
+    if vllm_config.model_config.get_sliding_window() is not None:
+        yield Refusal("KV reuse in models with sliding windows of their own", off.removeprefix("or "))
 
 
 def refusals_of_rows(vllm_config: Any, schedule: RowSchedule) -> list[Refusal]:

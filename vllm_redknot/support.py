@@ -12,7 +12,14 @@ from vllm_redknot.config import SECTION
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.resolve import ResolvedHeads, resolve_heads
 from vllm_redknot.heads.tensor_parallel import per_rank
-from vllm_redknot.refusals import Refusal, refusals, refusals_of_local_heads, refusals_of_rows
+from vllm_redknot.refusals import (
+    Refusal,
+    refusals,
+    refusals_of_local_heads,
+    refusals_of_reuse,
+    refusals_of_rows,
+)
+from vllm_redknot.reuse.setup import configure
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
@@ -54,6 +61,9 @@ def check_engine_config(vllm_config: Any) -> None:
     if (rows := resolve_model_rows(vllm_config)) is not None:
         _refuse(refusals_of_rows(vllm_config, rows))
     _state_rows(vllm_config, rows)
+    if settings_of(vllm_config).reuse != "off":
+        _refuse(refusals_of_reuse(vllm_config, skips_rows=rows is not None))
+        configure(vllm_config)
 
 
 def _state_rows(vllm_config: Any, rows: RowSchedule | None) -> None:

@@ -18,6 +18,16 @@ OURS = {
     "SinkWindowSpec.num_sink_tokens": "what the subclass adds",
     "SinkWindowSpec.num_sink_blocks": "what the subclass adds",
     "SinkWindowSpec.num_retained_tokens": "only vLLM 0.33 reads it",
+    "SegmentReuseConnector.request_finished_all_groups": "of SupportsHMA, which it is registered as",
+    "ReuseMetadata.lookups": "a field of our message",
+    "ReuseMetadata.drops": "a field of our message",
+    "ReuseMetadata.loads": "a field of our message",
+    "ReuseMetadata.gathers": "a field of our message",
+    "ReuseMetadata.releases": "a field of our message",
+    "ReuseReport.found": "a field of our message",
+    "ReuseReport.broken": "a field of our message",
+    "ReuseReport.stored": "a field of our message",
+    "ReuseReport.failed": "a field of our message",
 }
 """Public names of our subclasses that their vLLM bases need not have."""
 

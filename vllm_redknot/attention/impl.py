@@ -56,8 +56,8 @@ class RedknotImpl(AttentionImpl[Step]):
         vllm_config = get_current_vllm_config()
         self._context: dict[str, Any] = vllm_config.compilation_config.static_forward_context
         self.model: SegmentedModel = find_model(self._context) or SegmentedModel(vllm_config)
-        self._names: list[str] = []
-        self._visibilities: list[HeadVisibility] = []
+        self.names: list[str] = []
+        self.visibilities: list[HeadVisibility] = []
         self._layout: SegmentLayout | None = None
         self.row_pass: RowPass | None = None
         # The layer's modules where row skipping hides them from torch.compile.
@@ -67,7 +67,7 @@ class RedknotImpl(AttentionImpl[Step]):
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         """Split the layer into head segments; vLLM collects KV-cache specs after this."""
         del act_dtype
-        if self._names:
+        if self.names:
             return
         layer_name = next(
             name for name, layer in self._context.items() if getattr(layer, "impl", None) is self
@@ -80,8 +80,8 @@ class RedknotImpl(AttentionImpl[Step]):
             raise UnsupportedError(
                 f"REDKNOT needs keys and values of one size; {layer_name} has {self.head_size} and {layer.head_size_v}"
             )
-        self._visibilities = self.model.visibilities(layer_name, self.num_kv_heads, self.sliding_window)
-        self._names = add_segments(self._context, layer_name, self._visibilities, self.model)
+        self.visibilities = self.model.visibilities(layer_name, self.num_kv_heads, self.sliding_window)
+        self.names = add_segments(self._context, layer_name, self.visibilities, self.model)
         self.model.layers.append(self)
 
     def forward(
@@ -132,18 +132,18 @@ class RedknotImpl(AttentionImpl[Step]):
 
     def bind(self) -> SegmentLayout:
         """Find out where vLLM has put the layer's segments."""
-        caches = [self._context[name].kv_cache for name in self._names]
+        caches = [self._context[name].kv_cache for name in self.names]
         kv_cache = caches[0]
         device, size = kv_cache.device, self.head_size
         assert all(cache.stride() == kv_cache.stride() for cache in caches), "segments share one page format"
         pool = torch.empty(0, dtype=kv_cache.dtype, device=device).set_(kv_cache.untyped_storage())
-        windows = [GLOBAL_WINDOW if seen.window is None else seen.window for seen in self._visibilities]
+        windows = [GLOBAL_WINDOW if seen.window is None else seen.window for seen in self.visibilities]
         self._layout = SegmentLayout(
             pool=pool,
             base=torch.tensor([cache.storage_offset() for cache in caches], dtype=torch.int64, device=device),
-            group=_int32([self.model.group_of(name) for name in self._names], device),
+            group=_int32([self.model.group_of(name) for name in self.names], device),
             window=_int32(windows, device),
-            sink=_int32([seen.sink for seen in self._visibilities], device),
+            sink=_int32([seen.sink for seen in self.visibilities], device),
             page_stride=kv_cache.stride(0),
             token_stride=kv_cache.stride(2),
             value_offset=size,

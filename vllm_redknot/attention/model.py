@@ -14,6 +14,7 @@ from vllm_redknot.heads.profile import EVERYTHING, HeadVisibility
 from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.kernels.layout import SegmentLayout
 from vllm_redknot.patches import ROW_PATCHES_OF_WORKERS, apply_missing
+from vllm_redknot.reuse.rotary import LayerParents
 from vllm_redknot.rows.skipping import RowSkipping
 from vllm_redknot.settings import settings_of
 from vllm_redknot.support import UnsupportedError, resolve_model_heads, resolve_model_rows
@@ -23,6 +24,9 @@ logger = init_logger("vllm.redknot")
 
 class SegmentedLayer(Protocol):
     """An attention layer whose heads are segments."""
+
+    names: list[str]  # of the segments, by KV head
+    visibilities: list[HeadVisibility]  # of the KV heads
 
     def bind(self) -> SegmentLayout:
         """Find out where vLLM has put the segments."""
@@ -46,6 +50,8 @@ class SegmentedModel:
         self.tables = StepTables(vllm_config, self.rows)
         self.kernels = choose_kernels(self.settings, vllm_config.device_config.device_type)
         self.layers: list[SegmentedLayer] = []
+        # Reuse must know how each layer turns its keys; their modules are only seen while the model is built.
+        self.parents = LayerParents() if self.settings.reuse != "off" else None
         self._group_of: dict[str, int] = {}
         self._groups: list[tuple[str, ...]] = []
         logger.info_once("REDKNOT: %s (%s)", resolved.profile.describe(), resolved.origin)

@@ -17,6 +17,7 @@ from vllm_redknot.cli.commands.inspect import inspect
 from vllm_redknot.cli.commands.plan import plan
 from vllm_redknot.cli.commands.profile import profile
 from vllm_redknot.cli.commands.report import report
+from vllm_redknot.cli.commands.store import store
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (profile, inspect, convert, plan, config, bench, report, doctor):
     app.command(no_args_is_help=command is not doctor)(command)
+app.add_typer(store, name="store")
 app.command("eval", no_args_is_help=True)(evaluate)
 
 

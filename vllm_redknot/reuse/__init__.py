@@ -1,0 +1,1 @@
+"""Position-independent KV reuse: stored segments, finding them in a prompt, and moving them to their place."""

@@ -1,0 +1,63 @@
+"""What one request says about reuse: `extra_args={"redknot_reuse": ...}`, or `vllm_xargs` of the OpenAI server.
+
+"off"                                      nothing is reused or stored for this request
+{"spans": [[begin, end], ...],             documents of the prompt, in tokens; they are looked up, and stored
+ "boundary": N}                            tokens recomputed at the start of each moved document
+'{"spans": ...}'                           the same as a JSON string: vllm_xargs takes no objects
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm_redknot.reuse.faults import ReuseError
+from vllm_redknot.reuse.spans import Span, parse_spans
+
+ARGUMENT: Final = "redknot_reuse"
+KEYS: Final = ("spans", "boundary")
+VALID: Final = '"off", or an object with "spans" ([[begin, end], ...]) and "boundary" (tokens)'
+
+
+@dataclass(frozen=True)
+class Control:
+    """A request's wishes.
+
+    Attributes:
+        enabled: whether anything may be reused or stored.
+        spans: documents that the request marks.
+        boundary: tokens recomputed per moved span; None leaves it to the server.
+    """
+
+    enabled: bool = True
+    spans: tuple[Span, ...] = ()
+    boundary: int | None = None
+
+
+OFF: Final = Control(enabled=False)
+
+
+def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) -> Control:
+    """The control of a request with these extra arguments.
+
+    Raises:
+        ReuseError: The argument is none of the valid forms; the message says which are.
+    """
+    value = (extra_args or {}).get(ARGUMENT)
+    if value is None:
+        return Control()
+    if isinstance(value, str) and value != "off":
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ReuseError(f"{ARGUMENT} is {value!r:.80}: give {VALID}") from error
+    if value == "off":
+        return OFF
+    if not isinstance(value, Mapping) or any(key not in KEYS for key in value):
+        raise ReuseError(f"{ARGUMENT} is {value!r:.80}: give {VALID}")
+    boundary = value.get("boundary")
+    if boundary is not None and (not isinstance(boundary, int) or isinstance(boundary, bool) or boundary < 0):
+        raise ReuseError(f"{ARGUMENT}.boundary is {boundary!r:.80}: give an integer >= 0 (tokens)")
+    return Control(spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary)

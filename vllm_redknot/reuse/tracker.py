@@ -1,0 +1,377 @@
+"""The scheduler's side of reuse: for every request, which spans are skipped when, and what it has come to.
+
+Knows no scheduler: `span_scheduler` and `connector` call it, and `Scheduled` is all it reads of vLLM's requests.
+A request goes from LOOKING (the worker has been asked) to READY (spans are leased, or there are none). It is not
+admitted while LOOKING, for at most `patience` seconds; an answer that comes later is given back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Final, Protocol
+
+import numpy as np
+from vllm.logger import init_logger
+
+from vllm_redknot.reuse.control import OFF, Control, parse_control
+from vllm_redknot.reuse.faults import ReuseError
+from vllm_redknot.reuse.messages import BlockIds, Gather, Load, Lookup, ReuseMetadata, ReuseReport
+from vllm_redknot.reuse.plan import MIN_TOKENS, CleanSpan
+from vllm_redknot.reuse.spans import Span
+
+logger = init_logger("vllm.redknot")
+
+PATIENCE: Final = 5.0
+"""Seconds that a request waits for stored KV before its tokens are computed."""
+
+
+class Scheduled(Protocol):
+    """What is read of a vLLM request."""
+
+    request_id: str
+    num_computed_tokens: int
+    num_in_flight_tokens: int
+    num_prompt_tokens: int
+    prompt_token_ids: list[int] | None
+    sampling_params: Any
+
+
+class Phase(Enum):
+    """How far a request's lookup is."""
+
+    LOOKING = auto()
+    READY = auto()
+
+
+@dataclass
+class _Document:
+    """A marked document that is not stored: it is read from the pages as its tokens are computed."""
+
+    span: Span
+    gathered: int  # prompt position up to which it has been read
+
+
+@dataclass
+class Tracked:
+    """One request."""
+
+    request: Scheduled
+    control: Control
+    phase: Phase = Phase.READY
+    deadline: float = 0.0
+    ticket: int | None = None  # of a lookup that is asked or leased
+    found: tuple[CleanSpan, ...] = ()
+    spans: list[CleanSpan] = field(default_factory=list)  # not yet skipped
+    pending: list[CleanSpan] = field(
+        default_factory=list
+    )  # skipped, to be loaded when the request is scheduled
+    documents: list[_Document] = field(default_factory=list)
+    reused_from: int | None = None  # first prompt position whose KV is not of this prompt
+    prefix_tokens: int = 0
+    segment_tokens: int = 0
+    segments: int = 0
+    faults: int = 0
+    problem: str = ""
+
+    def details(self) -> dict[str, Any]:
+        """What the response says: prompt tokens by where their KV came from, and what went wrong."""
+        prompt = self.request.num_prompt_tokens
+        details: dict[str, Any] = {
+            "prefix_tokens": self.prefix_tokens,
+            "segment_tokens": self.segment_tokens,
+            "recomputed_tokens": prompt - self.prefix_tokens - self.segment_tokens,
+            "segments": self.segments,
+        }
+        if self.faults:
+            details["faults"] = self.faults
+        if self.problem:
+            details["problem"] = self.problem
+        return details
+
+
+@dataclass
+class Totals:
+    """Since the engine started."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    segment_tokens: int = 0
+    segments: int = 0
+    faults: int = 0
+    timeouts: int = 0
+    stored: int = 0
+    not_stored: int = 0
+
+
+class Tracker:
+    """All requests of one engine.
+
+    Args:
+        boundary: tokens recomputed per moved span where a request does not say.
+        capture: which marked documents are stored: "off", "first" (those that begin a prompt) or "marked" (all).
+        min_tokens: shorter prompts and documents are not looked up or stored.
+        patience: seconds to wait for the worker's answer.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        boundary: int,
+        capture: str,
+        min_tokens: int,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.boundary = boundary
+        self.capture = capture
+        self.min_tokens = min_tokens
+        self.totals = Totals()
+        self.is_on = True
+        self._patience = patience
+        self._clock = clock
+        self._requests: dict[str, Tracked] = {}
+        self._tickets = itertools.count(1)
+        self._open: dict[int, Tracked] = {}
+        self._next = ReuseMetadata()
+
+    # What requests go through.
+
+    def add(self, request: Scheduled, eligible: bool) -> None:
+        """A new request. Ineligible ones (adapters, images, prompt logprobs ...) are only counted."""
+        tokens = request.prompt_token_ids
+        extra = getattr(request.sampling_params, "extra_args", None)
+        control, problem = OFF, ""
+        if eligible and tokens is not None and self.is_on:
+            try:
+                control = parse_control(extra, len(tokens))
+            except ReuseError as error:
+                problem = str(error)
+                logger.warning("REDKNOT: request %s is served without reuse: %s", request.request_id, problem)
+        tracked = Tracked(request, control, problem=problem)
+        self._requests[request.request_id] = tracked
+        self.totals.requests += 1
+        self.totals.prompt_tokens += request.num_prompt_tokens
+        if control.enabled and request.num_prompt_tokens > self.min_tokens:
+            self._look(tracked)
+
+    def ready(self, request_id: str) -> bool:
+        """Whether it is known what can be reused. Gives up waiting when patience ends."""
+        tracked = self._requests.get(request_id)
+        if tracked is None or tracked.phase is Phase.READY:
+            return True
+        if self._clock() < tracked.deadline:
+            return False
+        logger.warning("REDKNOT: request %s computes its prompt: stored KV took too long", request_id)
+        self.totals.timeouts += 1
+        tracked.faults += 1
+        self._release(tracked)
+        self._settle(tracked, (), ())
+        return True
+
+    def matched(self, request_id: str, position: int) -> int:
+        """Tokens after `position`, the end of a request's prefix-cache hit, that can be loaded at once."""
+        tracked = self._requests.get(request_id)
+        if tracked is None:
+            return 0
+        tracked.prefix_tokens = position
+        spans = self._chain(tracked, position)
+        # Now: pages are hashed when they are allocated, before vLLM says that they are.
+        tracked.reused_from = position if spans else None
+        return spans[-1].end - position if spans else 0
+
+    def admitted(self, request_id: str, num_loaded: int) -> None:
+        """The request has pages for its hit and, if `num_loaded`, for the span that `matched` told of."""
+        tracked = self._requests.get(request_id)
+        if tracked is None or not num_loaded:
+            return
+        spans = self._chain(tracked, tracked.prefix_tokens)
+        assert spans[-1].end == tracked.prefix_tokens + num_loaded, "vLLM loads what it was offered"
+        for span in spans:
+            self._take(tracked, span)
+
+    def next_skip(self, request: Scheduled) -> CleanSpan | None:
+        """The span that a running request stands at, unless a step of it is still being computed."""
+        tracked = self._requests.get(request.request_id)
+        if tracked is None or not tracked.spans or request.num_in_flight_tokens:
+            return None
+        return self._span_at(tracked, request.num_computed_tokens)
+
+    def skip(self, request: Scheduled, span: CleanSpan) -> None:
+        """The request's pages up to the span's end are seen to: go on behind it."""
+        tracked = self._requests[request.request_id]
+        self._take(tracked, span)
+        request.num_computed_tokens = span.end
+
+    def decline(self, request: Scheduled, span: CleanSpan) -> None:
+        """The span cannot be skipped: its tokens are computed."""
+        tracked = self._requests[request.request_id]
+        tracked.spans = [other for other in tracked.spans if other.begin >= span.end]
+        tracked.faults += 1
+
+    def chunk(self, request: Scheduled, position: int, num_tokens: int, running: bool) -> int:
+        """Tokens to compute from `position` on, at most `num_tokens`: a chunk ends where the next span begins.
+
+        0 for a running request that stands at a span and waits for its last step: the span is skipped after it.
+        """
+        tracked = self._requests.get(request.request_id)
+        if tracked is None or not tracked.spans:
+            return num_tokens
+        if running and request.num_in_flight_tokens and self._span_at(tracked, position) is not None:
+            return 0
+        begin = next((span.begin for span in tracked.spans if span.begin > position), None)
+        return num_tokens if begin is None else min(num_tokens, begin - position)
+
+    def cacheable(self, request_id: str, num_tokens: int) -> int:
+        """Of a request's first `num_tokens`, those whose pages may be found by the plain hash of their tokens."""
+        tracked = self._requests.get(request_id)
+        if tracked is None or tracked.reused_from is None:
+            return num_tokens
+        return min(num_tokens, tracked.reused_from)
+
+    def preempted(self, request_id: str) -> None:
+        """The request has lost its pages and starts over, at whatever the prefix cache still has."""
+        tracked = self._requests.get(request_id)
+        if tracked is None:
+            return
+        self._forget(tracked, tracked.documents)
+        tracked.pending.clear()
+        tracked.reused_from, tracked.segment_tokens, tracked.segments = None, 0, 0
+        if tracked.ticket is not None:
+            tracked.spans = list(tracked.found)
+        elif tracked.found or tracked.control.spans:
+            self._look(tracked)
+
+    def broken(self, request_id: str) -> None:
+        """The request's pages could not be written: from now on it is served without reuse."""
+        tracked = self._requests[request_id]
+        tracked.control, tracked.found, tracked.spans = OFF, (), []
+        tracked.faults += 1
+        self._release(tracked)
+
+    def finished(self, request_id: str) -> dict[str, Any]:
+        """The request ends, however: what its response says."""
+        tracked = self._requests.pop(request_id)
+        self._forget(tracked, tracked.documents)
+        self._release(tracked)
+        self.totals.segment_tokens += tracked.segment_tokens
+        self.totals.segments += tracked.segments
+        self.totals.faults += tracked.faults
+        return tracked.details()
+
+    # What goes to the worker and comes back.
+
+    def metadata(
+        self, scheduled: Mapping[str, int], block_ids: Callable[[str], Sequence[list[int]]]
+    ) -> ReuseMetadata:
+        """The messages of a step that computes `scheduled` tokens of each request."""
+        message, self._next = self._next, ReuseMetadata()
+        for request_id, num_tokens in scheduled.items():
+            tracked = self._requests.get(request_id)
+            if tracked is None or not (tracked.pending or tracked.documents or tracked.ticket):
+                continue
+            blocks: BlockIds | None = None
+            if tracked.pending or tracked.documents:
+                blocks = tuple(list(ids) for ids in block_ids(request_id))
+            for span in tracked.pending:
+                assert blocks is not None
+                assert tracked.ticket is not None
+                reader = tracked.request.num_computed_tokens
+                message.loads.append(Load(request_id, tracked.ticket, span, reader, blocks))
+            tracked.pending.clear()
+            end = tracked.request.num_computed_tokens + num_tokens
+            if blocks is not None:
+                message.gathers.extend(self._gathers(tracked, end, blocks))
+            # Spans may also have passed unused, under a prefix-cache hit.
+            tracked.spans = [span for span in tracked.spans if span.end > end]
+            if not tracked.spans:
+                self._release(tracked, message)
+        return message
+
+    def receive(self, report: ReuseReport) -> None:
+        """The worker's messages of a step."""
+        self.totals.stored += report.stored
+        self.totals.not_stored += report.failed
+        for found in report.found:
+            tracked = self._open.get(found.ticket)
+            if tracked is not None:
+                tracked.faults += found.faults
+                self._settle(tracked, found.spans, found.missing)
+                if not found.spans:
+                    self._release(tracked)
+
+    def _look(self, tracked: Tracked) -> None:
+        request, control = tracked.request, tracked.control
+        assert request.prompt_token_ids is not None
+        tracked.phase, tracked.spans = Phase.LOOKING, []
+        tracked.deadline = self._clock() + self._patience
+        tracked.ticket = next(self._tickets)
+        self._open[tracked.ticket] = tracked
+        tokens = np.asarray(request.prompt_token_ids, dtype=np.int32)
+        boundary = self.boundary if control.boundary is None else control.boundary
+        self._next.lookups.append(Lookup(tracked.ticket, tokens, control.spans, boundary))
+
+    def _release(self, tracked: Tracked, message: ReuseMetadata | None = None) -> None:
+        if tracked.ticket is not None:
+            (message or self._next).releases.append(tracked.ticket)
+            del self._open[tracked.ticket]
+            tracked.ticket = None
+
+    def _settle(self, tracked: Tracked, spans: tuple[CleanSpan, ...], missing: tuple[Span, ...]) -> None:
+        tracked.phase, tracked.found, tracked.spans = Phase.READY, spans, list(spans)
+        tracked.documents = [
+            _Document(span, span.begin)
+            for span in missing
+            if span.end - span.begin >= max(self.min_tokens, MIN_TOKENS)
+            and (self.capture == "marked" or (self.capture == "first" and span.begin == 0))
+        ]
+
+    def _span_at(self, tracked: Tracked, position: int) -> CleanSpan | None:
+        """What is left, from `position` on, of the span that holds it."""
+        for span in tracked.spans:
+            if span.begin <= position < span.end:
+                return span.after(position)
+        return None
+
+    def _chain(self, tracked: Tracked, position: int) -> list[CleanSpan]:
+        """The span that holds `position`, and those that follow it without a gap."""
+        spans: list[CleanSpan] = []
+        while (span := self._span_at(tracked, spans[-1].end if spans else position)) is not None:
+            spans.append(span)
+        return spans
+
+    def _take(self, tracked: Tracked, span: CleanSpan) -> None:
+        tracked.spans = [other for other in tracked.spans if other.begin >= span.end]
+        tracked.pending.append(span)
+        tracked.segment_tokens += span.end - span.begin
+        tracked.segments += 1
+        if tracked.reused_from is None:
+            tracked.reused_from = span.begin
+        # What comes from a segment is stored already, or would be a copy of a copy.
+        kept = [d for d in tracked.documents if d.span.end <= span.begin or span.end <= d.span.begin]
+        self._forget(tracked, [d for d in tracked.documents if d not in kept])
+
+    def _gathers(self, tracked: Tracked, end: int, blocks: BlockIds) -> list[Gather]:
+        """Reads of documents whose tokens are computed up to `end` with this step."""
+        gathers = []
+        for document in tracked.documents:
+            start, stop = document.gathered, min(end, document.span.end)
+            if stop <= start:
+                continue
+            tokens = None
+            if stop == document.span.end:
+                ids = tracked.request.prompt_token_ids
+                assert ids is not None
+                tokens = np.asarray(ids[document.span.begin : document.span.end], dtype=np.int32)
+            gathers.append(Gather(tracked.request.request_id, document.span, start, stop, blocks, tokens))
+            document.gathered = stop
+        tracked.documents = [d for d in tracked.documents if d.gathered < d.span.end]
+        return gathers
+
+    def _forget(self, tracked: Tracked, documents: Sequence[_Document]) -> None:
+        for document in documents:
+            self._next.drops.append((tracked.request.request_id, document.span))
+        tracked.documents = [d for d in tracked.documents if d not in documents]
