@@ -27,12 +27,13 @@ from vllm_redknot.evals.run import Engine
 from vllm_redknot.evals.texts import essay_sentences
 
 RESULTS = Path(__file__).parent / "results"
-NEEDLE13 = Path(__file__).parent / "heads" / "smollm2-needle13.json"
+HEADS = Path(__file__).parent / "heads"
 COLOURS = ("red", "green", "blue", "white")
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "stock": None,
     "bundled profile": {},
-    "13 needle-ranked heads, window 256": {"heads": str(NEEDLE13)},
+    "12 global heads, KV share 0.18": {"heads": str(HEADS / "smollm2-kv18.json")},
+    "13 needle-ranked heads, window 256": {"heads": str(HEADS / "smollm2-needle13.json")},
 }
 
 
