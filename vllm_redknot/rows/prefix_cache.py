@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from vllm.config import VllmConfig
+
 from vllm_redknot.patches import ROW_PATCHES_OF_CORES, apply_missing
 from vllm_redknot.rows.block_hashes import RowBlockHasher
 from vllm_redknot.rows.schedule import RowSchedule
@@ -31,7 +33,8 @@ def mark_blocks(core: Any) -> None:
 
 def prepare_core(vllm_config: Any) -> None:
     """Patch the engine core of this process, if its model skips rows."""
-    if _schedule(vllm_config) is not None:
+    # vLLM's planner is also called with less than a whole configuration; nothing can be asked for there.
+    if isinstance(vllm_config, VllmConfig) and _schedule(vllm_config) is not None:
         apply_missing(ROW_PATCHES_OF_CORES)
 
 
