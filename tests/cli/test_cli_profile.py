@@ -1,0 +1,35 @@
+"""`redknot profile`: what it refuses before it loads a model."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--kv-share", "0.2", "--global-fraction", "0.1"), "two budgets: give one"),
+        (("--windows", "1K", "--lengths", "1400"), "give at least 2348"),
+        (("--lengths", "9K"), "9216 tokens are more than the model's 8192"),
+        (("--data", "/nowhere/text"), "cannot be read as UTF-8 text"),
+    ],
+)
+def test_wrong_options_are_one_line_that_says_what_to_give(
+    redknot: Run, model_path: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    result = redknot("profile", model_path, "-o", tmp_path / "heads.json", *options)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_there_is_not_replaced(redknot: Run, model_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "heads.json"
+    output.write_text("kept")
+    result = redknot("profile", model_path, "-o", output)
+    assert result.exit_code == 1
+    assert "--force to replace it" in result.stderr
+    assert output.read_text() == "kept"
