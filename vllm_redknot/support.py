@@ -9,7 +9,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from vllm_redknot.config import SECTION
-from vllm_redknot.heads.model_shape import ModelShape
+from vllm_redknot.heads.model_shape import LINEAR_KINDS, ModelShape
 from vllm_redknot.heads.resolve import ResolvedHeads, resolve_heads
 from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.refusals import (
@@ -24,9 +24,6 @@ from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
 logger = init_logger("vllm.redknot")
-
-LINEAR_KINDS = frozenset({"linear_attention", "mamba", "recurrent", "conv"})
-"""Values of a config's `layer_types` that have no KV heads."""
 
 
 class UnsupportedError(ValueError):

@@ -219,7 +219,7 @@ def test_without_vllm_the_remedy_is_named(bench: Bench, monkeypatch: pytest.Monk
 
 def test_memory_that_does_not_suffice_is_foreseen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "has_gpu", lambda: False)
-    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 2**30)
     result = bench()
     assert result.exit_code == 1
     assert "a server needs about 2.0 GiB" in result.stderr

@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_redknot.benchmarking.errors import BenchmarkError
 
 PLAN_KIND: Final = "redknot.bench.plan"
-ROUND_KIND: Final = "redknot.bench.round"
 FORMAT: Final = 1
 LOCK: Final = "lock"
 MAX_BYTES: Final = 16 * 2**20

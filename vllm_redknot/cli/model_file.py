@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.heads.model_shape import ModelShape
+from vllm_redknot.heads.model_shape import LINEAR_KINDS, ModelShape
 from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS
 from vllm_redknot.heads.readers.duo_attention import TSV_NAME
 
 CONFIG_NAME: Final = "config.json"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_BYTES: Final = 64 * 2**20
-LINEAR_KINDS: Final = frozenset({"linear_attention", "mamba", "recurrent", "conv"})
-"""Values of `layer_types` without KV heads; as in `support`, which needs vLLM."""
 HEAD_SIZES: Final = (64, 80, 96, 128, 192, 256)
 """Head sizes the kernels serve; as in `kernels.layout`, which needs torch."""
 

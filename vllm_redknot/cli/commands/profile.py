@@ -131,7 +131,7 @@ def profile(
     from vllm_redknot.profiler.verify import Limits
 
     plan = Plan(
-        windows=_windows(windows),
+        windows=tuple(parse_token_list(windows)),
         sink=sink,
         lengths=tuple(parse_token_list(lengths)),
         texts=texts,
@@ -153,22 +153,18 @@ def profile(
 
 
 def _read(folder: Path) -> ModelFile:
+    from vllm_redknot.profiler.errors import ProfilerError
+    from vllm_redknot.profiler.profilable import check_profilable
+
     file = read_model(folder)
     if file.refused:
-        raise CliError(f"REDKNOT does not serve {file.refused[0]}: there is nothing to profile in {folder}")
-    if file.sliding:
-        raise CliError(
-            f"{len(file.sliding)} layers of {folder} have a sliding window of their own: the profiler cannot score"
-            " such a model"
-        )
+        refused = "; ".join(file.refused)
+        raise CliError(f"REDKNOT does not serve {refused}: there is nothing to profile in {folder}")
+    try:
+        check_profilable(folder)
+    except ProfilerError as error:
+        raise CliError(str(error)) from error
     return file
-
-
-def _windows(text: str) -> tuple[int, ...]:
-    given = tuple(parse_token_list(text))
-    if list(given) != sorted(set(given)) or given[0] < 1:
-        raise CliError(f"--windows {text}: give rising numbers of tokens")
-    return given
 
 
 def _halves(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -216,12 +212,12 @@ def _run(
     restart: bool,
 ) -> Outcome:
     import torch
-    from tokenizers import Tokenizer
 
     from vllm_redknot.profiler.choose import kept_share
     from vllm_redknot.profiler.errors import ProfilerError
     from vllm_redknot.profiler.hooked import HookedModel
     from vllm_redknot.profiler.journal import open_journal
+    from vllm_redknot.profiler.profilable import read_tokenizer
     from vllm_redknot.profiler.run import Outcome, ProfilingRun
 
     name = "bfloat16" if dtype is Dtype.AUTO else str(dtype)
@@ -237,8 +233,8 @@ def _run(
             open_journal(output.with_name(output.name + ".journal"), header, restart) as journal,
             _progress() as bar,
         ):
+            tokenizer = read_tokenizer(file.path)
             loaded = HookedModel(file.path, getattr(torch, name), device)
-            tokenizer = Tokenizer.from_file(str(file.path / "tokenizer.json"))
             task = bar.add_task("scoring heads", total=plan.passes)
             run = ProfilingRun(loaded, tokenizer, plan, journal, lambda: bar.advance(task))
             scores = run.score()
