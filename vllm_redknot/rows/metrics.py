@@ -1,0 +1,109 @@
+"""Rows that one process counts, among the Prometheus metrics of another: the model's workers count, the server is asked.
+
+vLLM has its own way for figures that its scheduler knows; what a worker counts does not travel. prometheus_client has
+files for several processes, which it adds up whenever it is asked. vLLM uses them for several API servers, then these
+counters are in its folder; else they are in one of ours, and a collector of our own reads that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import prometheus_client
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from vllm.logger import init_logger
+
+from vllm_redknot.config import prometheus_folder
+from vllm_redknot.settings import settings_of
+
+logger = init_logger("vllm.redknot")
+
+NAME: Final = "vllm:redknot_prefill_rows"
+HELP: Final = "Rows (tokens x layers) of prefill steps in which tokens skip work"
+RANK: Final = re.compile(r"_dp\d+$")
+"""What vLLM appends to the name of an engine that is one of several."""
+
+
+class RowMetricFile:
+    """The counters of one process, in a file of the folder. Where nobody made the folder nothing is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def _file(self) -> Any | None:
+        if not self._folder.is_dir():
+            return None
+        # The first word says what it holds.
+        return MmapedDict(str(self._folder / f"counter_redknot-{os.getpid()}.db"))
+
+    def add(self, kind: str, layer: int, outcome: str, rows: int) -> None:
+        """Count rows of one layer."""
+        if self._file is not None:
+            key = _key(kind, layer, outcome)
+            before, _ = self._file.read_value(key)
+            self._file.write_value(key, before + rows, 0.0)
+
+
+class RowMetrics(Collector):
+    """Adds up the files of the folders of this process's servers."""
+
+    def __init__(self) -> None:
+        self.folders: set[Path] = set()
+
+    def collect(self) -> Iterable[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        files = [str(path) for folder in sorted(self.folders) for path in sorted(folder.glob("*.db"))]
+        found: dict[str, Metric] = MultiProcessCollector.merge(files, accumulate=True)
+        return found.values()
+
+
+def metrics_folder(vllm_config: Any) -> Path:
+    """Where the workers of an engine count: vLLM's own folder for several processes, else one of this engine."""
+    shared = prometheus_folder()
+    if shared is not None:
+        return shared
+    return settings_of(vllm_config).cache_path / "metrics" / RANK.sub("", vllm_config.instance_id)
+
+
+def show_metrics(vllm_config: Any) -> None:
+    """Show what this engine's workers will count among this process's metrics. Its folder goes when the process ends."""
+    if prometheus_folder() is not None:
+        return
+    folder, collector = metrics_folder(vllm_config), _collector()
+    if folder in collector.folders:
+        return
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        # The process that asked for the engine made it, and this is another one.
+        return
+    except OSError as error:
+        logger.warning("REDKNOT: no metrics of rows, %s cannot be made: %s", folder, error)
+        return
+    collector.folders.add(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+@lru_cache
+def _collector() -> RowMetrics:
+    collector = RowMetrics()
+    prometheus_client.REGISTRY.register(collector)
+    return collector
+
+
+@lru_cache(maxsize=None)
+def _key(kind: str, layer: int, outcome: str) -> str:
+    labels = {"kind": kind, "layer": str(layer), "outcome": outcome}
+    key: str = mmap_key(NAME, f"{NAME}_total", list(labels), list(labels.values()), HELP)
+    return key
