@@ -49,6 +49,7 @@ FULL = Plan(1, (512, 7500), 3, (32, 64, 64), (8, 6000, 96), (32, 4000, 16))
 QUICK = Plan(1, (512, 2000), 1, (8, 64, 24), (2, 1500, 24), (4, 1000, 8))
 
 
+MODES = ("eager", "compiled")
 SCENARIOS = ("ttft", "itl_short", "itl_long", "throughput")
 POOLS = ((2**31, SCENARIOS[:3]), (2**30, SCENARIOS[3:]))
 """Bytes of KV memory and what is measured with them: latency where all fits, throughput where stock has to queue."""
@@ -200,7 +201,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-folder", type=Path, default=default_folder(), help="folder of the model")
     parser.add_argument("--quick", action="store_true", help="small prompts, one round")
-    parser.add_argument("--compiled", action="store_true", help="also with torch.compile, not only eager")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=MODES[:1], help="eager, compiled with torch.compile, or both"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "serve_cpu.json", help="result file")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="what to measure")
     parser.add_argument("--heads", type=Path, default=HEADS, help="head-class file")
@@ -208,9 +211,10 @@ def main() -> None:
     arguments = parser.parse_args()
     heads = None if arguments.bundled else arguments.heads
     plan = QUICK if arguments.quick else FULL
-    modes = {"eager": run(arguments.model_folder, heads, plan, arguments.only, compiled=False)}
-    if arguments.compiled:
-        modes["compiled"] = run(arguments.model_folder, heads, plan, arguments.only, compiled=True)
+    modes = {
+        mode: run(arguments.model_folder, heads, plan, arguments.only, compiled=mode == "compiled")
+        for mode in arguments.modes
+    }
     document = {
         "machine": describe_machine(),
         "threads": 1,

@@ -81,6 +81,16 @@ def evaluate(
             " has enough of it."
         ),
     ] = True,
+    beyond: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            parser=parse_tokens,
+            help="Instead: of the text that lies farther back than this, so that profiles of other windows are asked"
+            " the same questions.",
+            show_default="the largest local window",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Needle texts per length and depth.")] = 3,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws texts and resamples.")] = 0,
     limit: Annotated[
@@ -169,7 +179,7 @@ def evaluate(
         depths=_parse_depths(depths),
         seeds=seeds,
         seed=seed,
-        window=_largest_window(target.profile) if beyond_window else None,
+        window=(beyond or _largest_window(target.profile)) if beyond_window else None,
         limit=limit,
     )
     engine_options = EngineOptions(
