@@ -60,7 +60,7 @@ def bench_document(
         }
         for side in by_side
     }
-    whole, parts = of_sides[LABELS["redknot"]], header["ablation"]
+    whole, parts = of_sides[LABELS["redknot"]], header.get("ablation")
     return {
         "kind": KIND,
         "format": FORMAT,
