@@ -1,0 +1,42 @@
+"""Tensor parallelism changes nothing of what tokens skip. On a CPU: two workers, a small model in fp32."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.harness import FP32_BOUND, largest_difference
+from tests.engine.head_files import random_heads, write
+from tests.engine.small_models import LAYERS, SHAPES, save
+
+pytestmark = pytest.mark.slow
+
+LATE = {"ffn_from": 1, "attention_from": 2, "sink": 2, "recent": 8}
+
+
+def answers(model: Path, settings: dict[str, Any], ranks: int) -> tuple[list[dict[str, Any]], str]:
+    """What a server of so many ranks answers, and its log."""
+    command = [sys.executable, "-m", "tests.engine.rows_two_ranks", str(model), json.dumps(settings), str(ranks)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]
+    return json.loads(lines[-1]), done.stdout + done.stderr
+
+
+def test_two_ranks_skip_what_one_does(tmp_path: Path) -> None:
+    shape = SHAPES["gqa_4"]
+    heads = write(tmp_path, random_heads(LAYERS, shape.kv_heads, seed=5))
+    model = save(shape, tmp_path / "model")
+    # The norms a sparse FFN goes by are those of the whole output, of which each rank has a part.
+    rows = {**LATE, "sparse_ffn": {"rule": "relative_norm", "thresholds": {"0": 0.8}}}
+    one, said = answers(model, {"heads": heads, "rows": rows}, ranks=1)
+    two, _ = answers(model, {"heads": heads, "rows": rows}, ranks=2)
+    all_rows, _ = answers(model, {"heads": heads, "rows": "off"}, ranks=1)
+    assert "rows of long prompts" in said
+    for left, right, whole in zip(one, two, all_rows, strict=True):
+        assert left["tokens"] == right["tokens"]
+        assert largest_difference(left["logprobs"], right["logprobs"]) < FP32_BOUND
+        assert largest_difference(left["logprobs"][:1], whole["logprobs"][:1]) > 10 * FP32_BOUND
