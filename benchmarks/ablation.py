@@ -1,4 +1,4 @@
-"""What head classes and row skipping gain, each alone and both: the engines to compare, and what arithmetic predicts."""
+"""What head classes and row skipping gain, each alone and both: the engines compared, and what arithmetic predicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.prefill_flops import DecoderSizes, prefill_work, rows_skipped
 from vllm_redknot.cli.target import settings, target_of_model
-from vllm_redknot.heads.profile import all_global
+from vllm_redknot.heads.profile import HeadProfile, all_global
+from vllm_redknot.rows.schedule import RowSchedule
 
 Engines = dict[str, dict[str, Any] | None]
 """Name -> REDKNOT's settings; None is stock vLLM."""
@@ -37,7 +38,7 @@ def predicted(
     shape = described.shape
     sizes = DecoderSizes(shape.num_layers, shape.hidden_size, described.ffn_size)
     dense = all_global(shape.attention_layers, shape.num_kv_heads)
-    engines = {"stock": (dense, None)}
+    engines: dict[str, tuple[HeadProfile, RowSchedule | None]] = {"stock": (dense, None)}
     for part in configurations(target, config, ablation=True):
         engines[part.label] = (part.profile, part.rows)
     found: dict[str, Any] = {"flops": {}, "rows_skipped": {}}

@@ -224,7 +224,11 @@ def main() -> None:
     parser.add_argument("--model-folder", type=Path, default=default_folder(), help="folder of the model")
     parser.add_argument("--quick", action="store_true", help="small prompts, one round")
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES, default=MODES[:1], help="eager, compiled with torch.compile, or both"
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=MODES[:1],
+        help="eager, compiled with torch.compile, or both",
     )
     parser.add_argument("--output", type=Path, help="result file; benchmarks/results/{serve,rows}_cpu.json")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="what to measure")

@@ -148,9 +148,9 @@ def rows(document: dict[str, Any]) -> Iterator[str]:
     yield "### Row skipping: the ablation"
     schedule = json.dumps(document["rows"])
     yield (
-        f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, `{schedule}`, {document['mode']}; real OpenAI servers one after"
-        " the other, medians of the time to first token of one client. FLOPs by the published accounting (`redknot"
-        " plan`)."
+        f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, `{schedule}`, {document['mode']}."
+        " Real OpenAI servers one after the other, medians of the time to first token of one client; FLOPs by the published"
+        " accounting (`redknot plan`)."
     )
     yield ""
     samples, predicted = document["samples"], document["predicted"]
@@ -164,7 +164,8 @@ def rows(document: dict[str, Any]) -> Iterator[str]:
     head = ["prompt", "", "seconds to first token", "times better", "times fewer FLOPs"]
     yield from table(head, lines)
     for length, skipped in predicted["rows_skipped"].items():
-        yield f"- {length} tokens: {skipped['attention']:.1%} of all attention rows and {skipped['ffn']:.1%} of all FFN rows skipped."
+        shares = f"{skipped['attention']:.1%} of all attention rows and {skipped['ffn']:.1%} of all FFN rows"
+        yield f"- {length} tokens: {shares} skipped."
     yield ""
     breakdown = document["breakdown"]
     tokens = next(iter(breakdown.values()))["tokens"]

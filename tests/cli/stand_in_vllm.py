@@ -15,7 +15,12 @@ MISSING_MODULE, FAILED_REQUESTS, ASLEEP, NEVER_TOGETHER, NO_RESULT = 113, 114, 1
 """Prompt lengths at which the client does so."""
 
 
-ROWS = {("attention", "computed"): 90, ("attention", "skipped"): 10, ("ffn", "computed"): 60, ("ffn", "skipped"): 40}
+ROWS = {
+    ("attention", "computed"): 90,
+    ("attention", "skipped"): 10,
+    ("ffn", "computed"): 60,
+    ("ffn", "skipped"): 40,
+}
 """What a server that skips rows has counted in each of two layers."""
 METRICS = "".join(
     f'vllm:redknot_prefill_rows_total{{kind="{kind}",layer="{layer}",outcome="{outcome}"}} {count}.0\n'

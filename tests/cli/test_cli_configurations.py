@@ -80,7 +80,8 @@ def test_a_layer_the_model_has_not_is_named(write_model: WriteModel, heads_file:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("REDKNOT_ROWS", "off"), ("REDKNOT_WINDOW", "77"), ("REDKNOT_HEADS", "all-global")]
+    ("variable", "value"),
+    [("REDKNOT_ROWS", "off"), ("REDKNOT_WINDOW", "77"), ("REDKNOT_HEADS", "all-global")],
 )
 def test_a_variable_that_would_hold_in_every_configuration_is_refused(
     write_model: WriteModel,

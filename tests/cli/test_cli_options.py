@@ -30,7 +30,7 @@ def test_a_file_holds_a_schedule_or_is_a_head_file_that_does(tmp_path: Path, hea
 def test_what_is_none_of_these_is_named(heads_file: Path, tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="is no JSON object"):
         parse_rows('{"ffn_from": 2')
-    with pytest.raises(typer.BadParameter, match="head-class file without a section 'rows'"):
+    with pytest.raises(typer.BadParameter, match="without a section"):
         parse_rows(str(heads_file))
-    with pytest.raises(HeadFileError, match="none.json"):
+    with pytest.raises(HeadFileError, match=r"none\.json"):
         parse_rows(str(tmp_path / "none.json"))

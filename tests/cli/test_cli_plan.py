@@ -198,7 +198,9 @@ ROWS = '{"ffn_from": 2, "attention_from": 3, "sink": 4, "recent": 124}'
 def test_rows_skipped_are_told_with_the_flops_they_save(
     redknot: Run, write_model: WriteModel, heads_file: Path
 ) -> None:
-    document = planned(redknot, write_model(), "--heads", heads_file, "--rows", ROWS, "--contexts", "64,1K,8K")
+    document = planned(
+        redknot, write_model(), "--heads", heads_file, "--rows", ROWS, "--contexts", "64,1K,8K"
+    )
     assert document["row_schedule"] == json.loads(ROWS)
     short, middle, long = document["contexts"]
     assert short["rows_skipped"] == {"attention": 0.0, "ffn": 0.0}
@@ -216,9 +218,7 @@ def test_rows_skipped_are_told_with_the_flops_they_save(
     assert row["redknot"] == long["redknot"]
 
 
-def test_a_schedule_in_the_head_file_is_planned_and_may_be_turned_off(
-    redknot: Run, heads_file: Path
-) -> None:
+def test_a_schedule_in_the_head_file_is_planned_and_may_be_turned_off(redknot: Run, heads_file: Path) -> None:
     document = json.loads(heads_file.read_text())
     document["sections"]["rows"] = json.loads(ROWS)
     heads_file.write_text(json.dumps(document))

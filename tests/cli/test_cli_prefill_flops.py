@@ -45,9 +45,7 @@ def counted(heads: HeadProfile, context: int, rows: RowSchedule) -> tuple[Prefil
             projections += 2 * WIDTH * 2 * QUERY_HEADS * HEAD_DIM
             for head in range(KV_HEADS):
                 window, sink = heads.visibility(layer, head)
-                seen = sum(
-                    window is None or token - key < window or key < sink for key in range(token + 1)
-                )
+                seen = sum(window is None or token - key < window or key < sink for key in range(token + 1))
                 attention += 4 * HEAD_DIM * seen * (QUERY_HEADS // KV_HEADS)
     return PrefillWork(projections, ffn, attention), attention_rows, ffn_rows
 

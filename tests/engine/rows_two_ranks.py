@@ -33,14 +33,17 @@ def main() -> None:
     )
     generator = torch.Generator().manual_seed(1)
     prompts = [
-        {"prompt_token_ids": torch.randint(0, 512, (150 + i,), generator=generator).tolist()} for i in range(3)
+        {"prompt_token_ids": torch.randint(0, 512, (150 + i,), generator=generator).tolist()}
+        for i in range(3)
     ]
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, detokenize=False, logprobs=0)
     outputs = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
     answers = [
         {
             "tokens": list(one.token_ids),
-            "logprobs": [step[token].logprob for token, step in zip(one.token_ids, one.logprobs, strict=True)],
+            "logprobs": [
+                step[token].logprob for token, step in zip(one.token_ids, one.logprobs, strict=True)
+            ],
         }
         for one in outputs
     ]

@@ -19,7 +19,14 @@ LATE = {"ffn_from": 1, "attention_from": 2, "sink": 2, "recent": 8}
 
 def answers(model: Path, settings: dict[str, Any], ranks: int) -> tuple[list[dict[str, Any]], str]:
     """What a server of so many ranks answers, and its log."""
-    command = [sys.executable, "-m", "tests.engine.rows_two_ranks", str(model), json.dumps(settings), str(ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.engine.rows_two_ranks",
+        str(model),
+        json.dumps(settings),
+        str(ranks),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("[{")]

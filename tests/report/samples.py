@@ -82,7 +82,12 @@ def ablated_bench() -> dict[str, Any]:
             for name, ratio in (("heads", 0.5), ("rows", 0.75), ("both", 0.25))
         }
     parts = {
-        name: {"description": f"what {name} is", "kv_share": 0.5, "row_schedule": schedule, "rows_skipped": skipped}
+        name: {
+            "description": f"what {name} is",
+            "kv_share": 0.5,
+            "row_schedule": schedule,
+            "rows_skipped": skipped,
+        }
         for name, schedule, skipped in (
             ("heads", None, None),
             ("rows", {"ffn_from": 8}, {"attention": 0.19, "ffn": 0.32}),

@@ -211,6 +211,10 @@ def test_an_ablation_shows_every_part_beside_stock(render: Render) -> None:
     for plot in re.findall(r'<svg class="chart.*?</svg>', text, re.DOTALL):
         ElementTree.fromstring(plot)
     # A bar lies within its plot.
-    plot = next(one for one in re.findall(r'<svg class="chart.*?</svg>', text, re.DOTALL) if "bar-rows" in one)
+    plot = next(
+        one for one in re.findall(r'<svg class="chart.*?</svg>', text, re.DOTALL) if "bar-rows" in one
+    )
     height = float(str(ElementTree.fromstring(plot).get("viewBox")).split()[3])
-    assert max(float(y) for y in re.findall(r'<rect class="bar-\w+" x="66" y="([0-9.]+)"', plot)) + 22 <= height
+    assert (
+        max(float(y) for y in re.findall(r'<rect class="bar-\w+" x="66" y="([0-9.]+)"', plot)) + 22 <= height
+    )

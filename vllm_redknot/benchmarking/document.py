@@ -96,9 +96,7 @@ def _row(workload: str, quantity: Quantity, samples: Mapping[Side, Sequence[floa
     }
     stock = statistics.median(samples["stock"])
     ratios = {side: statistics.median(samples[side]) / stock if stock else 0.0 for side in samples}
-    parts = {
-        LABELS[side]: {**sides[side], "ratio": ratios[side]} for side in sides if side != "stock"
-    }
+    parts = {LABELS[side]: {**sides[side], "ratio": ratios[side]} for side in sides if side != "stock"}
     return {
         "workload": workload,
         "metric": quantity.name,

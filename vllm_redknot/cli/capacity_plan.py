@@ -131,9 +131,7 @@ def _rank(server: Server, profile: HeadProfile) -> HeadProfile:
     )
 
 
-def _prefill(
-    server: Server, rank: HeadProfile, context: int, rows: RowSchedule | None
-) -> PrefillWork | None:
+def _prefill(server: Server, rank: HeadProfile, context: int, rows: RowSchedule | None) -> PrefillWork | None:
     if server.sizes is None:
         return None
     heads = server.query_heads // server.tp_size

@@ -22,8 +22,8 @@ from vllm_redknot.kvcache.capacity import PageFormat
 Compared = tuple[Configuration, Answered, Mapping[Suite, list[Score]]]
 """A configuration, what its engine said, and what that scored beside stock."""
 ROWS_NOTE = (
-    "fidelity asks for prompt logprobs, and such a request skips no rows: it tells nothing of row skipping, which needle"
-    " and qa do"
+    "fidelity asks for prompt logprobs, and such a request skips no rows: it tells nothing of row skipping, which"
+    " needle and qa do"
 )
 
 

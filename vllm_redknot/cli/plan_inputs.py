@@ -112,8 +112,9 @@ def _of_numbers(target: Target, config: RedknotConfig, given: ShapeGiven) -> Sub
             rows.check_layers(layers)
     except RowScheduleError as error:
         raise CliError(str(error)) from error
-    stated = (identity.hidden_size, identity.intermediate_size) if identity else (None, None)
-    sizes = DecoderSizes(layers, *stated) if stated[0] and stated[1] else None
+    sizes = None
+    if identity and identity.hidden_size and identity.intermediate_size:
+        sizes = DecoderSizes(layers, identity.hidden_size, identity.intermediate_size)
     return Subject(
         origin,
         profile,

@@ -82,9 +82,7 @@ def prefill_work(
     ffn = 6 * width * sizes.ffn_size // tp_size
     start, stop = (0, 0) if rows is None else rows.skippable(context)
     kept = context - (stop - start)
-    late_attention = (
-        0 if rows is None else sum(rows.skips_attention(layer) for layer in profile.layer_ids)
-    )
+    late_attention = 0 if rows is None else sum(rows.skips_attention(layer) for layer in profile.layer_ids)
     late_ffn = 0 if rows is None else sum(rows.skips_ffn(layer) for layer in range(sizes.layers))
     early = len(profile.layer_ids) - late_attention
     attention = attention_work(profile, query_heads, head_dim, context).prefill

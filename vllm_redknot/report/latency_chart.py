@@ -1,4 +1,4 @@
-"""Bars of a benchmark: stock over REDKNOT, or over the configurations of an ablation, each row on a scale of its own that begins at 0."""
+"""Bars of a benchmark, stock first, each row on a scale of its own that begins at 0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT_UNIT: Final = 8
 
 @dataclass(frozen=True)
 class Bar:
-    """One side, the name of its style first: pixels of its length and of the whisker from the lowest to the highest sample."""
+    """One side: its style and name, pixels of its length and of the whisker from the lowest to the highest sample."""
 
     side: str
     name: str
@@ -79,7 +79,14 @@ def _bars(row: BenchRow) -> Bars:
     bars = tuple(_bar(index, *side, scale, row.unit) for index, side in enumerate(sides))
     times = row.ratio if row.better == "higher" else (1 / row.ratio if row.ratio else None)
     said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
-    return Bars(row.workload, 2 + STEP * len(bars), bars, times, _verdict(row, times), f"{row.metric}, {row.workload}: {said}")
+    return Bars(
+        row.workload,
+        2 + STEP * len(bars),
+        bars,
+        times,
+        _verdict(row, times),
+        f"{row.metric}, {row.workload}: {said}",
+    )
 
 
 def _beside_stock(row: BenchRow) -> list[tuple[str, str, Samples]]:

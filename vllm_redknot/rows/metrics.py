@@ -1,4 +1,4 @@
-"""Rows that one process counts, among the Prometheus metrics of another: the model's workers count, the server is asked.
+"""Rows that one process counts, among the Prometheus metrics of another: a model's workers count, the server is asked.
 
 vLLM has its own way for figures that its scheduler knows; what a worker counts does not travel. prometheus_client has
 files for several processes, which it adds up whenever it is asked. vLLM uses them for several API servers, then these
@@ -11,8 +11,8 @@ import atexit
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,8 @@ class RowMetricFile:
         if not self._folder.is_dir():
             return None
         # The first word says what it holds.
-        return MmapedDict(str(self._folder / f"counter_redknot-{os.getpid()}.db"))
+        opened: Any = MmapedDict
+        return opened(str(self._folder / f"counter_redknot-{os.getpid()}.db"))
 
     def add(self, kind: str, layer: int, outcome: str, rows: int) -> None:
         """Count rows of one layer."""
@@ -64,8 +65,8 @@ class RowMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """See `prometheus_client.registry.Collector`."""
         files = [str(path) for folder in sorted(self.folders) for path in sorted(folder.glob("*.db"))]
-        found: dict[str, Metric] = MultiProcessCollector.merge(files, accumulate=True)
-        return found.values()
+        merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
+        return merge(files)
 
 
 def metrics_folder(vllm_config: Any) -> Path:
@@ -77,7 +78,7 @@ def metrics_folder(vllm_config: Any) -> Path:
 
 
 def show_metrics(vllm_config: Any) -> None:
-    """Show what this engine's workers will count among this process's metrics. Its folder goes when the process ends."""
+    """Show what this engine's workers will count among this process's metrics. The folder goes with the process."""
     if prometheus_folder() is not None:
         return
     folder, collector = metrics_folder(vllm_config), _collector()
@@ -102,7 +103,7 @@ def _collector() -> RowMetrics:
     return collector
 
 
-@lru_cache(maxsize=None)
+@cache
 def _key(kind: str, layer: int, outcome: str) -> str:
     labels = {"kind": kind, "layer": str(layer), "outcome": outcome}
     key: str = mmap_key(NAME, f"{NAME}_total", list(labels), list(labels.values()), HELP)
