@@ -149,8 +149,8 @@ def rows(document: dict[str, Any]) -> Iterator[str]:
     schedule = json.dumps(document["rows"])
     yield (
         f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, `{schedule}`, {document['mode']}."
-        " Real OpenAI servers one after the other, medians of the time to first token of one client; FLOPs by the published"
-        " accounting (`redknot plan`)."
+        " Real OpenAI servers one after the other, medians of the time to first token of one client; FLOPs by the"
+        " published accounting (`redknot plan`)."
     )
     yield ""
     samples, predicted = document["samples"], document["predicted"]

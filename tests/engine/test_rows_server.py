@@ -25,7 +25,7 @@ LAYERS = 30
 def test_a_servers_metrics_have_the_rows_its_engine_core_skipped(
     model_path: Path, cut: Cut, tmp_path: Path
 ) -> None:
-    with serving(model_path, FLAGS, tmp_path / "log") as server:
+    with serving(model_path, FLAGS, tmp_path / "log", timeout=600) as server:
         for tokens in (60, 1000):
             body = {"model": str(model_path), "prompt": cut(0, tokens), "max_tokens": 4, "temperature": 0}
             httpx.post(f"{server.base_url}/completions", json=body, timeout=300).raise_for_status()
