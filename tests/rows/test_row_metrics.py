@@ -92,26 +92,26 @@ def test_the_folder_vllm_has_for_several_processes_is_used(
     assert registry.get_sample_value("vllm:redknot_prefill_rows_total", labels) == 9
 
 
-def test_where_nobody_made_a_folder_nothing_is_kept(tmp_path: Path) -> None:
-    RowMetricFile(tmp_path / "gone").add(FFN, 1, "computed", 9)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_made_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "metrics").write_text("a file")
     with caplog.at_level("WARNING", logger="vllm.redknot"):
-        show_metrics(engine(tmp_path, "g"))
-    assert "no metrics of rows" in caplog.text
+        file = RowMetricFile(metrics_folder(engine(tmp_path, "g")))
+        for layer in range(3):
+            file.add(FFN, layer, "computed", 9)
+    assert caplog.text.count("no metrics of rows") == 1
 
 
-def test_the_folder_goes_with_the_process(tmp_path: Path) -> None:
+def test_the_folder_goes_with_the_process_that_shows_it(tmp_path: Path) -> None:
     code = """
 import sys
 from types import SimpleNamespace
-from vllm_redknot.rows.metrics import metrics_folder, show_metrics
+from vllm_redknot.rows.metrics import RowMetricFile, metrics_folder, show_metrics
 config = SimpleNamespace(additional_config={"redknot": {"cache_dir": sys.argv[1]}}, instance_id="x")
 show_metrics(config)
-assert metrics_folder(config).is_dir()
+RowMetricFile(metrics_folder(config)).add("ffn", 1, "computed", 9)
+assert list(metrics_folder(config).iterdir())
 """
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=300)
     assert list((tmp_path / "metrics").iterdir()) == []

@@ -35,18 +35,21 @@ RANK: Final = re.compile(r"_dp\d+$")
 
 
 class RowMetricFile:
-    """The counters of one process, in a file of the folder. Where nobody made the folder nothing is kept."""
+    """The counters of one process, in a file of the folder, which is made with the first count."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @cached_property
     def _file(self) -> Any | None:
-        if not self._folder.is_dir():
-            return None
-        # The first word says what it holds.
         opened: Any = MmapedDict
-        return opened(str(self._folder / f"counter_redknot-{os.getpid()}.db"))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # The first word says what it holds.
+            return opened(str(self._folder / f"counter_redknot-{os.getpid()}.db"))
+        except OSError as error:
+            logger.warning("REDKNOT: no metrics of rows, %s cannot be written: %s", self._folder, error)
+            return None
 
     def add(self, kind: str, layer: int, outcome: str, rows: int) -> None:
         """Count rows of one layer."""
@@ -79,21 +82,10 @@ def metrics_folder(vllm_config: Any) -> Path:
 
 def show_metrics(vllm_config: Any) -> None:
     """Show what this engine's workers will count among this process's metrics. The folder goes with the process."""
-    if prometheus_folder() is not None:
-        return
     folder, collector = metrics_folder(vllm_config), _collector()
-    if folder in collector.folders:
-        return
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        # The process that asked for the engine made it, and this is another one.
-        return
-    except OSError as error:
-        logger.warning("REDKNOT: no metrics of rows, %s cannot be made: %s", folder, error)
-        return
-    collector.folders.add(folder)
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if prometheus_folder() is None and folder not in collector.folders:
+        collector.folders.add(folder)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 @lru_cache
