@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.engine.harness import FP32_BOUND, largest_difference
-from tests.engine.head_files import random_heads, write
-from tests.engine.small_models import LAYERS, SHAPES, save
+from tests.engine.head_files import write
+from tests.engine.small_models import SHAPES, save
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +35,16 @@ def answers(model: Path, settings: dict[str, Any], ranks: int) -> tuple[list[dic
 
 def test_two_ranks_skip_what_one_does(tmp_path: Path) -> None:
     shape = SHAPES["gqa_4"]
-    heads = write(tmp_path, random_heads(LAYERS, shape.kv_heads, seed=5))
+    # Both ranks have heads of the same classes, so that none is promoted.
+    heads = write(tmp_path, [[(50, 4)] * 2, [None] * 2, [(32, 1)] * 2])
     model = save(shape, tmp_path / "model")
     # The norms a sparse FFN goes by are those of the whole output, of which each rank has a part.
     rows = {**LATE, "sparse_ffn": {"rule": "relative_norm", "thresholds": {"0": 0.8}}}
     one, said = answers(model, {"heads": heads, "rows": rows}, ranks=1)
-    two, _ = answers(model, {"heads": heads, "rows": rows}, ranks=2)
+    two, log = answers(model, {"heads": heads, "rows": rows}, ranks=2)
     all_rows, _ = answers(model, {"heads": heads, "rows": "off"}, ranks=1)
     assert "rows of long prompts" in said
+    assert "rows of long prompts" in log
     for left, right, whole in zip(one, two, all_rows, strict=True):
         assert left["tokens"] == right["tokens"]
         assert largest_difference(left["logprobs"], right["logprobs"]) < FP32_BOUND

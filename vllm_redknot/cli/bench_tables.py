@@ -16,14 +16,14 @@ def show_document(out: Console, document: Mapping[str, Any]) -> None:
     heads, used = document["heads"], document["settings"]
     out.print(f"{document['model']} with {heads['origin']}", style="bold", soft_wrap=True)
     out.print(f"{heads['description']}; {heads['kv_share']:.1%} of the KV bytes at the longest request")
+    brackets = "how many times better than stock's" if document["ablation"] else "lowest to highest"
     out.print(
-        f"KV cache of {show_bytes(used['kv_bytes'])}; medians, lowest to highest in brackets;"
-        " ~ where its samples and stock's overlap."
+        f"KV cache of {show_bytes(used['kv_bytes'])}; medians, {brackets} in brackets; ~ where its samples and"
+        " stock's overlap."
     )
     if document["row_schedule"] is not None:
         out.print(f"Rows skipped in prefill: {_skipped(document['rows_skipped'])}.")
     if document["ablation"]:
-        out.print("Of the ablation medians only; in brackets, how many times better than stock's.")
         columns = ["workload", "figure", "stock", *document["ablation"]]
         print_table(out, columns, map(_ablated, document["rows"]))
     else:
