@@ -42,10 +42,8 @@ def test_two_ranks_skip_what_one_does(tmp_path: Path) -> None:
     rows = {**LATE, "sparse_ffn": {"rule": "relative_norm", "thresholds": {"0": 0.8}}}
     one, said = answers(model, {"heads": heads, "rows": rows}, ranks=1)
     two, log = answers(model, {"heads": heads, "rows": rows}, ranks=2)
-    all_rows, _ = answers(model, {"heads": heads, "rows": "off"}, ranks=1)
     assert "rows of long prompts" in said
     assert "rows of long prompts" in log
-    for left, right, whole in zip(one, two, all_rows, strict=True):
+    for left, right in zip(one, two, strict=True):
         assert left["tokens"] == right["tokens"]
         assert largest_difference(left["logprobs"], right["logprobs"]) < FP32_BOUND
-        assert largest_difference(left["logprobs"][:1], whole["logprobs"][:1]) > 10 * FP32_BOUND
