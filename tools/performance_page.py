@@ -46,6 +46,8 @@ def attention(document: dict[str, Any]) -> Iterator[str]:
         if "gigabytes_per_second" in result and result["global_heads"]:
             read, copied = result["gigabytes_per_second"]["ours"], result["copy_gigabytes_per_second"]
             note = f"reads {read:.1f} GB/s; a copy reads {copied / 2:.1f} and writes as much"
+        if "times_short_context" in result:
+            note = f"{result['times_short_context']:.2f} times its time at 1,024 tokens"
         name = f"{problem['name']}, {problem['heads']}/{problem['kv_heads']} x {problem['head_size']}"
         times = [f"{quartiles[who][1] * 1e3:.2f}" for who in ("ours", "stock")]
         rows.append([name, *times, f"{result['speedup']:.2f}", note])
