@@ -18,12 +18,11 @@ from vllm_redknot.rows.metrics import RowMetricFile, metrics_folder, show_metric
 WORKER = """
 import sys
 from pathlib import Path
-from vllm_redknot.rows.counters import RowCounters
 from vllm_redknot.rows.metrics import RowMetricFile
-counters = RowCounters(RowMetricFile(Path(sys.argv[1])))
+file = RowMetricFile(Path(sys.argv[1]))
 for _ in range(2):
-    counters.add("ffn", 7, 100, 20)
-    counters.add("attention", 7, 3, 0)
+    file.add("ffn", 7, "computed", 100)
+    file.add("attention", 7, "computed", 3)
 """
 
 

@@ -8,6 +8,7 @@ counters are in its folder; else they are in one of ours, and a collector of our
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import shutil
@@ -21,12 +22,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
-from vllm.logger import init_logger
 
 from vllm_redknot.config import prometheus_folder
 from vllm_redknot.settings import settings_of
 
-logger = init_logger("vllm.redknot")
+logger = logging.getLogger("vllm.redknot")
 
 NAME: Final = "vllm:redknot_prefill_rows"
 HELP: Final = "Rows (tokens x layers) of prefill steps in which tokens skip work"
