@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.commands.plan import Dtype
@@ -44,7 +45,7 @@ def profile(
         typer.Option(
             metavar="TOKENS",
             parser=parse_tokens,
-            help="The request length that the share is of.",
+            help="The request length that shares and savings are of.",
             show_default="the model's longest",
         ),
     ] = None,
