@@ -108,7 +108,7 @@ def test_a_schedule_that_breaks_its_budget_is_written_by_force_and_marked(
 
 
 def test_a_file_of_ones_own_keeps_what_it_says_beside_the_rows(
-    calibrated: Callable[..., Any], model_path: Path, tmp_path: Path
+    calibrated: Callable[..., Any], tmp_path: Path
 ) -> None:
     assert calibrated((), "--heads", "all-global").exit_code == 0
     profile = load_profile(tmp_path / "heads.json")
