@@ -201,7 +201,7 @@ def summary(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class TwoTurns:
-    """A conversation whose second turn asks for what the first one's text holds; `first`: tokens of the first prompt."""
+    """A conversation whose second turn asks for what the first one's text holds; `first`: tokens of that prompt."""
 
     case: Case
     first: int

@@ -73,9 +73,14 @@ class LateSearch:
     def _lowest(self, recent: int, attention: int | None, high: int) -> int:
         """The earliest first FFN that holds, at most `high`, which holds; `attention` None: with it in step."""
 
-        def holds(first: int) -> bool:
-            return self._holds(Late(first, first if attention is None else attention, recent))
+        def at(first: int) -> Late:
+            return Late(first, first if attention is None else attention, recent)
 
+        def holds(first: int) -> bool:
+            return self._holds(at(first))
+
+        while high > 0 and self._known(at(high - 1)):
+            high -= 1
         step = 1
         while high > 0:
             low = max(high - step, 0)
