@@ -79,7 +79,10 @@ def test_limits_that_nothing_holds_leave_row_skipping_off(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (RowLimits(recall=0.95), "needle: 0 answers found where heads alone find 3"),
+        (
+            RowLimits(recall=0.95, nll_increase=1e9, kl=1e9),
+            "needle: 0 answers found where heads alone find 3",
+        ),
         (RowLimits(recall=0.0, nll_increase=-1e9, kl=1e9), "essays: NLL rises by"),
         (RowLimits(recall=0.0, nll_increase=1e9, kl=0.0), "essays: KL from heads alone is"),
         (RowLimits(recall=0.0, nll_increase=1e9, kl=1e9, needle_nll=0.1), "needle: NLL of the answers rises"),

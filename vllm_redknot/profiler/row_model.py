@@ -236,17 +236,18 @@ class RowModel:
 
 
 def _feed_forward(path: str, layer: Any, attention: Any) -> Any:
-    found = [
-        child
-        for child in layer.children()
-        if child is not attention and any(isinstance(part, nn.Linear) for part in child.modules())
-    ]
+    found = [child for child in layer.children() if child is not attention and _computes(child)]
     if len(found) != 1 or hasattr(found[0], "experts"):
         kinds = ", ".join(type(child).__name__ for child in found) or "none"
         raise ProfilerError(
             f"{path}: row skipping is calibrated for layers with one dense FFN; found: {kinds}"
         )
     return found[0]
+
+
+def _computes(module: nn.Module) -> bool:
+    """Norms and rotary embeddings hold no linear layer."""
+    return hasattr(module, "experts") or any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def _on_rows(forward: Forward, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
