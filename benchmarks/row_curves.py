@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
+from pydantic import JsonValue
 from tokenizers import Tokenizer
 
 from benchmarks.machine import describe_machine
@@ -41,7 +42,13 @@ RECENT: Final = 128
 LATE: Final = (20, 24)
 EARLY: Final = (15, 20)
 """First layers without FFN and without attention: a schedule that is known to hold, and one too many."""
-PUBLISHED: Final = {"rule": "mass", "start": 4, "share": 0.2, "deep_start": 20, "deep_share": 0.05}
+PUBLISHED: Final[dict[str, JsonValue]] = {
+    "rule": "mass",
+    "start": 4,
+    "share": 0.2,
+    "deep_start": 20,
+    "deep_share": 0.05,
+}
 """RedKnot's values for a model of 32 layers, whose rule sees the whole prompt as one chunk here."""
 GAP: Final = 1030
 """Needles lie farther back than any window and any `recent`."""

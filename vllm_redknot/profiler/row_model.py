@@ -115,9 +115,9 @@ class RowModel:
             raise ProfilerError(
                 f"layers {sorted(model.layers)} have attention: row skipping needs it in every layer"
             )
-        for path, module in modules.items():
-            if model.layers.get(getattr(module, "layer_idx", -1)) is module:
-                self._install(module.layer_idx, path.rpartition(".")[0], modules, module)
+        paths = {id(module): path for path, module in modules.items()}
+        for index, attention in model.layers.items():
+            self._install(index, paths[id(attention)].rpartition(".")[0], modules, attention)
 
     @torch.inference_mode()
     def run(

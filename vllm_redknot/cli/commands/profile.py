@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json as json_text
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -24,6 +23,7 @@ from vllm_redknot.evals.memory import available_bytes
 from vllm_redknot.heads import native
 
 if TYPE_CHECKING:
+    from vllm_redknot.evals.texts import Source
     from vllm_redknot.profiler.run import Budget, Outcome, Plan
     from vllm_redknot.profiler.verify import Limits
 
@@ -148,9 +148,7 @@ def profile(
     file = read_servable(model.expanduser())
     name = "bfloat16" if dtype is Dtype.AUTO else str(dtype)
     where = Where(file, output, device, name, restart)
-    sources = (
-        {} if data is None else dict(zip(("calibration", "held_out"), halves(data.expanduser()), strict=True))
-    )
+    calibration, held_out = _sources(data)
     longest = context or file.max_context or 8192
     if rows:
         from vllm_redknot.profiler.row_judge import RowLimits
@@ -164,11 +162,11 @@ def profile(
             judged_lengths=tuple(parse_token_list(check_lengths)),
             judged_texts=check_texts,
             seed=seed,
+            calibration=calibration,
+            held_out=held_out,
         )
         row_limits = RowLimits(needle_recall, max_nll_increase, max_kl)
-        calibrate_rows(
-            where, RowOptions(heads, replace(row_plan, **sources), row_limits, longest, data, force, json)
-        )
+        calibrate_rows(where, RowOptions(heads, row_plan, row_limits, longest, data, force, json))
         return
     from vllm_redknot.profiler.run import Budget, Plan
     from vllm_redknot.profiler.verify import Limits
@@ -181,9 +179,10 @@ def profile(
         judged_lengths=tuple(parse_token_list(check_lengths)),
         judged_texts=check_texts,
         seed=seed,
+        calibration=calibration,
+        held_out=held_out,
         weights={"needle": 1.0, "named": 1.0, "essays": essay_weight},
     )
-    plan = replace(plan, **sources)
     _check_lengths(file, plan)
     budget = Budget(kv_share, global_fraction, longest)
     if device == "cpu":
@@ -196,6 +195,11 @@ def profile(
 def _is_given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+def _sources(data: Path | None) -> tuple[Source, Source]:
+    """What scores, and what verifies."""
+    return ("calibration", "held-out") if data is None else halves(data.expanduser())
 
 
 def _rising(option: str, text: str) -> tuple[int, ...]:
