@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES
 from vllm_redknot.cli.serve_flags import redknot_section
-from vllm_redknot.config import SECTION, RedknotConfig
+from vllm_redknot.config import ENV_PREFIX, SECTION, RedknotConfig
 from vllm_redknot.evals.memory import REQUESTS, request_kv_bytes
 from vllm_redknot.settings import BACKEND_NAME
 
@@ -35,6 +36,9 @@ def adding_arguments(
         dtype: vLLM's --dtype.
         store: the segments' directory, absolute.
         max_bytes: its budget.
+
+    Raises:
+        CliError: A REDKNOT_* variable, which the engine would obey, says something else.
     """
     length = max(longest + 1, min(SHORTEST_LENGTH, model.max_context or SHORTEST_LENGTH))
     kv_bytes = REQUESTS * request_kv_bytes(model.shape, length, ELEMENT_BYTES[dtype], BLOCK_SIZE)
@@ -48,6 +52,7 @@ def adding_arguments(
         # A segment has at most the KV of every token; a second one may still be on its way to the disk.
         "store_memory_gib": kv_bytes / GIB,
     }
+    _check_variables(section)
     return {
         "model": str(model.path),
         "max_model_len": length,
@@ -64,3 +69,12 @@ def adding_arguments(
         "attention_backend": BACKEND_NAME,
         "additional_config": {SECTION: section},
     }
+
+
+def _check_variables(section: dict[str, Any]) -> None:
+    obeyed = RedknotConfig.from_additional_config({SECTION: section})
+    for key, value in section.items():
+        if getattr(obeyed, key) != value:
+            raise CliError(
+                f"{ENV_PREFIX}{key.upper()} is set to {getattr(obeyed, key)}, and `store add` needs {value}: unset it"
+            )

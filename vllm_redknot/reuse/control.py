@@ -19,7 +19,9 @@ from vllm_redknot.reuse.spans import Span, parse_spans
 
 ARGUMENT: Final = "redknot_reuse"
 KEYS: Final = ("spans", "boundary", "reuse")
-VALID: Final = '"off", or an object with "spans" ([[begin, end], ...]), "boundary" (tokens) and "reuse" (true or false)'
+VALID: Final = (
+    '"off", or an object with "spans" ([[begin, end], ...]), "boundary" (tokens) and "reuse" (true or false)'
+)
 
 
 @dataclass(frozen=True)
@@ -67,4 +69,6 @@ def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) 
     reuse = value.get("reuse", True)
     if not isinstance(reuse, bool):
         raise ReuseError(f"{ARGUMENT}.reuse is {reuse!r:.80}: give true or false")
-    return Control(spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary, reuse=reuse)
+    return Control(
+        spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary, reuse=reuse
+    )

@@ -3,7 +3,7 @@
 A document's tokens are those of its text alone, without the tokens that a tokenizer puts before a text (Llama's
 <|begin_of_text|>): in a prompt a document stands behind others, where there are none, and stored tokens are found only
 where a prompt has the same. What a first token does for those after it, a moved document gets from its boundary, which
-is recomputed. A document that always begins the prompt may have its opening tokens (`opening`): then all of it is found.
+is recomputed. One that always begins the prompt may have its opening tokens (`opening`): then all of it is found.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def read_documents(
                 path, f"has {len(ids)} tokens: documents of less than {shortest} are never looked for"
             )
         elif len(ids) > longest:
-            yield Skipped(path, f"has {len(ids)} tokens: give at most {longest}, or cut it into several files")
+            yield Skipped(
+                path, f"has {len(ids)} tokens: give at most {longest}, or cut it into several files"
+            )
         else:
             yield Document(path, ids)
 

@@ -1,7 +1,7 @@
 """Reuse among vLLM's own metrics: what worker and scheduler count travels with each step to the API server.
 
 vLLM has a way for its KV connectors: `KVConnectorStats` of both sides are added up and sent with a step's output, and
-the server hands them to the connector's `KVConnectorPromMetrics`. So the figures on /metrics are those of the last step.
+the server hands them to the connector's `KVConnectorPromMetrics`. So /metrics is as of the last step.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ FAMILIES: Final = (
     Family("misses", "Segments found in a prompt and not served", "reason", _reasons("misses")),
     Family("served_bytes", "Bytes of segments served", "", {"bytes_served": ""}),
     Family("loaded_bytes", "Bytes of segments read from disk and verified", "", {"bytes_loaded": ""}),
+    Family("writes", "Segment files written", "", {"writes": ""}),
     Family("written_bytes", "Bytes of segment files written", "", {"bytes_written": ""}),
     Family("stored", "Documents taken into the store", "", {"stored": ""}),
     Family("write_failures", "Documents not kept, or not written", "reason", _reasons("write_failures")),
@@ -80,6 +81,8 @@ COUNTER_VALUES: Final = frozenset(key for family in FAMILIES if not family.gauge
 
 class ReuseStats(KVConnectorStats):
     """What was counted in some steps, and gauges after the last of them: `data` is a JSON object of both."""
+
+    data: dict[str, Any]
 
     def reset(self) -> None:
         """Forget everything."""

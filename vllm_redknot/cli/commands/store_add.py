@@ -64,7 +64,8 @@ def add(
         ),
     ] = False,
     min_reuse: Annotated[
-        int, typer.Option(min=31, metavar="TOKENS", help="The server's `min_reuse`: shorter files are skipped.")
+        int,
+        typer.Option(min=31, metavar="TOKENS", help="The server's `min_reuse`: shorter files are skipped."),
     ] = 64,
     max_bytes: Annotated[
         int,
@@ -173,7 +174,9 @@ def _store(documents: Sequence[Document], arguments: Mapping[str, Any]) -> tuple
                 replies.append(reply)
                 advance(len(replies), len(documents))
     except EngineError as error:
-        raise CliError(f"{error}; what was stored before is kept: {len(replies)} of {len(documents)}") from error
+        raise CliError(
+            f"{error}; what was stored before is kept: {len(replies)} of {len(documents)}"
+        ) from error
     except KeyboardInterrupt:
         warn("what was stored is kept: the same command goes on from there")
         raise
