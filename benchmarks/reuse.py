@@ -44,7 +44,7 @@ class Sizes:
     memory_gib: float = 0.3
 
 
-QUICK = Sizes(300, 4, 2, 10, 150, 16, 4, 4, 0.1)
+QUICK = Sizes(300, 4, 2, 10, 150, 16, 4, 4, 0.04)
 
 
 @contextmanager

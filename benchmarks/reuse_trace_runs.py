@@ -161,4 +161,4 @@ def _clean(spans: list[list[int]]) -> int:
 
 
 def _is_told(key: str, value: float) -> bool:
-    return key.startswith(PREFIX) and not key.endswith("_created") and bool(value)
+    return key.startswith(PREFIX) and "_created" not in key and bool(value)
