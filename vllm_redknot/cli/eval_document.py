@@ -52,7 +52,7 @@ def eval_document(
             **model.shape.identity().model_dump(exclude_none=True, exclude={"name"}),
         },
         "heads": {
-            "origin": _without_folder(target.origin, config, model),
+            "origin": without_folder(target.origin, config, model),
             "description": target.profile.describe(),
             "fingerprint": target.profile.fingerprint(),
             "kv_share": _kv_share(target, model, config, max(choices.lengths), arguments, ours.facts),
@@ -82,7 +82,7 @@ def eval_document(
     }
 
 
-def _without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
+def without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
     """Where the head classes are from, without the place on this machine: documents are passed on."""
     folders = [model.path] + ([Path(config.heads).expanduser().parent] if config.heads else [])
     for folder in folders:

@@ -92,13 +92,11 @@ class AnswerFile:
             )
             raise AnswerFileError(
                 f"{self._path}: belongs to another run: {told}. Give the options and the installation of that run,"
-                " another --output, or --restart to throw its answers away"
+                " another folder, or --restart to throw its answers away"
             )
 
     def _foreign(self) -> AnswerFileError:
-        return AnswerFileError(
-            f"{self._path}: is not a file of answers of `redknot eval`: move it away or give another --output"
-        )
+        return AnswerFileError(f"{self._path}: is not a file of answers: move it away or give another folder")
 
 
 @contextmanager
@@ -114,7 +112,7 @@ def open_answers(path: Path, header: Mapping[str, Any], keys: Collection[str]) -
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AnswerFileError(
-                f"{path}: another `redknot eval` is writing to it: wait for it, or give another --output"
+                f"{path}: another process is writing to it: wait for it, or give another folder"
             ) from error
         opened = AnswerFile(path, file)
         opened.load(header, keys)

@@ -12,21 +12,38 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, TypeVar
 
 from vllm_redknot.evals.requests import Answer, Distributions, Request, request_from_json
+
+R = TypeVar("R", bound=Request)
 
 
 def main() -> None:
     """Entry point of the process."""
+    work(request_from_json, _answer, engine_facts)
+
+
+def work(
+    parse: Callable[[Mapping[str, Any]], R],
+    answer: Callable[[Any, R], Answer],
+    facts: Callable[[Any], dict[str, Any]],
+) -> None:
+    """Read settings and requests from stdin, start `vllm.LLM`, and write what it answers.
+
+    Args:
+        parse: makes a request of its line.
+        answer: asks the engine, whose prefix cache is empty.
+        facts: what the engine says of itself.
+    """
     # Libraries print what they like to stdout: that goes to the log, and answers to a descriptor of their own.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        arguments, requests = _read(sys.stdin)
+        arguments, requests = _read(sys.stdin, parse)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         try:
-            for line in _serve(arguments, requests):
+            for line in _serve(arguments, requests, answer, facts):
                 answers.write(json.dumps(line) + "\n")
                 answers.flush()
         except Exception as error:
@@ -35,14 +52,14 @@ def main() -> None:
             raise
 
 
-def _read(lines: IO[str]) -> tuple[dict[str, Any], list[Request]]:
+def _read(lines: IO[str], parse: Callable[[Mapping[str, Any]], R]) -> tuple[dict[str, Any], list[R]]:
     arguments = json.loads(lines.readline())["engine"]
-    requests: list[Request] = []
+    requests: list[R] = []
     for text in iter(lines.readline, ""):
         line = json.loads(text)
         if "end" in line:
             return arguments, requests
-        requests.append(request_from_json(line))
+        requests.append(parse(line))
     raise EOFError("the list of requests broke off")
 
 
@@ -51,20 +68,25 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _serve(arguments: dict[str, Any], requests: list[Request]) -> Iterator[dict[str, Any]]:
+def _serve(
+    arguments: dict[str, Any],
+    requests: Sequence[R],
+    answer: Callable[[Any, R], Answer],
+    facts: Callable[[Any], dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
     # One process, so that ending it leaves nothing behind; vLLM reads this when it is imported.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 
     llm = LLM(**arguments)
-    yield {"facts": _facts(llm)}
+    yield {"facts": facts(llm)}
     for request in requests:
         # One at a time and nothing left from the last: an answer depends on its request alone, interrupted or not.
         llm.reset_prefix_cache()
-        yield _answer(llm, request).to_json()
+        yield answer(llm, request).to_json()
 
 
-def _facts(llm: Any) -> dict[str, Any]:
+def engine_facts(llm: Any) -> dict[str, Any]:
     """What the engine made of its arguments. Bytes and tokens."""
     from vllm.platforms import current_platform
 
@@ -114,7 +136,7 @@ def _continue(llm: Any, request: Request) -> tuple[str, list[float]]:
             found.append(float(step[wanted].logprob))
             if token != wanted:
                 break
-    _check_finite(request, found)
+    check_finite(request, found)
     return text, found
 
 
@@ -131,11 +153,11 @@ def _distributions(llm: Any, request: Request) -> Distributions:
     columns = np.asarray(flat.start_indices)[rows][:, None] + np.arange(request.top + 1)
     ids = np.asarray(flat.token_ids, np.int32)[columns]
     logprobs = np.asarray(flat.logprobs, np.float32)[columns]
-    _check_finite(request, logprobs.ravel().tolist())
+    check_finite(request, logprobs.ravel().tolist())
     return Distributions(ids, logprobs)
 
 
-def _check_finite(request: Request, logprobs: Sequence[float]) -> None:
+def check_finite(request: Request, logprobs: Sequence[float]) -> None:
     """A model that computes NaN has no score: raises FloatingPointError."""
     wrong = [value for value in logprobs if not math.isfinite(value)]
     if wrong:

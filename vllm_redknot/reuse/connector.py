@@ -15,6 +15,7 @@ from vllm.logger import init_logger
 
 from vllm_redknot.reuse.messages import ReuseMetadata, ReuseReport
 from vllm_redknot.reuse.opening import open_store
+from vllm_redknot.reuse.setup import LEAST_BOUNDARY
 from vllm_redknot.reuse.tracker import Tracker
 from vllm_redknot.reuse.worker import ReuseWorker
 from vllm_redknot.settings import settings_of
@@ -33,7 +34,10 @@ class SegmentReuseConnector(KVConnectorBase_V1):
         self._settings = settings
         self._worker: ReuseWorker | None = None
         if role == KVConnectorRole.SCHEDULER:
-            self.tracker = Tracker(settings.boundary, settings.capture, settings.min_reuse)
+            own = vllm_config.kv_transfer_config.kv_connector_extra_config
+            self.tracker = Tracker(
+                settings.boundary, settings.capture, settings.min_reuse, own.get(LEAST_BOUNDARY, 0)
+            )
 
     @property
     def requires_kv_delivery(self) -> bool:
