@@ -127,7 +127,11 @@ def test_tables_show_intervals_places_the_budget_and_how_to_serve(verify: Run, t
     assert "2/2 of 2" in text
     assert "needle nll" in text
     assert f"The budget is kept. Receipt: {tmp_path / 'out' / FILE_NAME}" in text
-    assert '{"redknot": {"reuse": "on", "store": "FOLDER", "boundary": 16}}' in text
+    assert "It rests on 6 questions of a data set, too few to see a loss" in text
+    assert (
+        f'{{"redknot": {{"reuse": "on", "receipt": "{tmp_path / "out" / FILE_NAME}", "store": "FOLDER"'
+        in text
+    )
 
 
 def test_the_receipt_goes_beside_the_model_and_where_that_cannot_be_into_the_cache(

@@ -18,11 +18,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def verified(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The document of the short form, with its receipt's path."""
+    """The document of the short form, shorter still, with its receipt's path."""
     folder = tmp_path_factory.mktemp("verified")
     command = [
         *(sys.executable, "-m", "vllm_redknot.cli", "verify-reuse", str(model_path), "--quick", "--json"),
-        *("--dtype", "float32", "--run", str(folder / "run"), "--output", str(folder)),
+        *("--documents", "3", "--document-tokens", "150", "--length", "450", "--dtype", "float32"),
+        *("--run", str(folder / "run"), "--output", str(folder)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=850)
     assert done.returncode == 0, done.stderr

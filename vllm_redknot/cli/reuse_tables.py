@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console
 
 from vllm_redknot.cli.app import print_table
+from vllm_redknot.reuse.receipt import FEW_QUESTIONS
 
 TITLES: Final = {
     "needle": "One document states a passcode",
@@ -51,9 +53,15 @@ def _outcome(document: Mapping[str, Any]) -> Iterator[str]:
         yield "The budget is not kept: no receipt is written."
         return
     yield f"The budget is kept. Receipt: {document['receipt']}"
-    section = {"reuse": "on", "store": "FOLDER", "boundary": document["boundary"]}
-    yield f"To serve with it: --additional-config '{json.dumps({'redknot': section})}', and its path as \"receipt\""
-    yield "unless it lies beside the model or in the cache."
+    if (asked := document["asked"]["questions"]) < FEW_QUESTIONS:
+        yield f"It rests on {asked} questions of a data set, too few to see a loss: servers that take it will warn."
+    section = {
+        "reuse": "on",
+        "receipt": document["receipt"],
+        "store": "FOLDER",
+        "boundary": document["boundary"],
+    }
+    yield f"To serve with it: --additional-config {shlex.quote(json.dumps({'redknot': section}))}"
 
 
 def _row(cell: Cell) -> Sequence[str]:

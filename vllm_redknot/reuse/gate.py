@@ -43,6 +43,12 @@ def verified_boundary(vllm_config: Any, profile: HeadProfile) -> int:
             ' server to have a receipt, or give {"redknot": {"reuse": "force"}} to go without'
         ) from error
     logger.info_once("REDKNOT: KV reuse as %s allows: %s", path, _told(receipt))
+    if receipt.is_thin:
+        logger.warning_once(
+            "REDKNOT: %s rests on %d questions of a data set, too few to see a loss: run verify-reuse without --quick",
+            path,
+            receipt.asked.questions,
+        )
     changed = [name for name in DISTRIBUTIONS if receipt.versions.get(name) != _version(name)]
     if changed:
         logger.warning_once("REDKNOT: %s was made with another version of %s", path, ", ".join(changed))

@@ -24,6 +24,8 @@ FILE_NAME: Final = "redknot_reuse.json"
 CACHE_FOLDER: Final = "receipts"
 """Within the setting `cache_dir`: a file per fingerprint."""
 MAX_BYTES: Final = 256 * 1024
+FEW_QUESTIONS: Final = 50
+"""Of each data set: with fewer, dense's interval is so wide that a large loss lies within."""
 Count = Annotated[int, Field(ge=0, le=2**31)]
 
 
@@ -105,6 +107,11 @@ class Receipt(Part):
     budget: Budget
     checks: Annotated[list[Passed], Field(min_length=1)]
     figures: Annotated[list[Figure], Field(min_length=1)]
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it rests on too few questions to see a loss."""
+        return self.asked.questions < FEW_QUESTIONS
 
     @field_validator("fingerprint")
     @classmethod
