@@ -75,12 +75,18 @@ class RedknotConfig(BaseModel):
         Literal["triton", "flashinfer"], Field(description='"triton" or "flashinfer" (decode on GPUs)')
     ] = "triton"
     reuse: Annotated[
-        Literal["off", "force"],
+        Literal["off", "on", "force"],
         Field(
-            description='"off" or "force" ("on" needs the receipt of a quality gate, and no receipt exists for any'
-            " model)"
+            description='"off", "on" (needs the receipt of `redknot verify-reuse`) or "force" (needs none)'
         ),
     ] = "off"
+    receipt: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="the path of a receipt, or null to look beside the model and in the cache",
+        ),
+    ] = None
     store: Annotated[
         str | None,
         Field(min_length=1, description="the path of a folder for documents' KV, or null"),

@@ -74,8 +74,14 @@ def _of_reuse(vllm_config: Any) -> Iterator[Refusal]:
     if not (version := vllm_version()).startswith(REUSE_VLLM):
         yield Refusal(f"KV reuse in vLLM {version}", f"use vLLM {REUSE_VLLM}x")
     off = 'or use {"redknot": {"reuse": "off"}}'
-    if settings_of(vllm_config).store is None:
+    settings = settings_of(vllm_config)
+    if settings.store is None:
         yield Refusal("KV reuse without a store", f'give {{"redknot": {{"store": "FOLDER"}}}}, {off}')
+    if settings.reuse == "on" and settings.capture == "marked":
+        # What the gate stored was encoded alone.
+        yield Refusal(
+            'KV reuse "on" with documents captured behind others', 'give {"redknot": {"capture": "first"}}'
+        )
     if parallel.world_size > 1:
         yield Refusal("KV reuse with several workers", f"use one tensor and pipeline rank, {off}")
     transfer = vllm_config.kv_transfer_config

@@ -19,6 +19,7 @@ from vllm_redknot.refusals import (
     refusals_of_reuse,
     refusals_of_rows,
 )
+from vllm_redknot.reuse.gate import verified_boundary
 from vllm_redknot.reuse.setup import configure
 from vllm_redknot.rows.metrics import show_metrics
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
@@ -40,6 +41,7 @@ def check_engine_config(vllm_config: Any) -> None:
         RowScheduleError: A schedule of rows that does not fit the model.
         HeadFileError, HeadFitError: A head file that cannot be read or does not fit the model or its tensor
             parallelism.
+        ReceiptError: KV reuse is "on", and no receipt says that the model bears it.
     """
     if vllm_config.model_config is None:
         return
@@ -60,9 +62,10 @@ def check_engine_config(vllm_config: Any) -> None:
         _refuse(refusals_of_rows(vllm_config, rows))
         show_metrics(vllm_config)
     _state_rows(vllm_config, rows)
-    if settings_of(vllm_config).reuse != "off":
+    reuse = settings_of(vllm_config).reuse
+    if reuse != "off":
         _refuse(refusals_of_reuse(vllm_config, skips_rows=rows is not None))
-        configure(vllm_config)
+        configure(vllm_config, verified_boundary(vllm_config, profile) if reuse == "on" else 0)
 
 
 def _state_rows(vllm_config: Any, rows: RowSchedule | None) -> None:

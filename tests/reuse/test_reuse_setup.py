@@ -9,7 +9,6 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.small_models import SHAPES, save
 from vllm_redknot import refusals
-from vllm_redknot.config import RedknotConfig, RedknotConfigError
 from vllm_redknot.reuse.setup import configure
 
 
@@ -47,13 +46,6 @@ def test_off_chooses_nothing(folder: Path, tmp_path: Path) -> None:
         config = config_of(folder, settings)
         assert config.kv_transfer_config is None
         assert config.scheduler_config.scheduler_cls is None
-
-
-def test_on_is_refused_because_no_receipt_exists() -> None:
-    with pytest.raises(
-        RedknotConfigError, match=r'redknot.reuse is .*"on" needs the receipt .* no receipt exists'
-    ):
-        RedknotConfig.from_additional_config({"redknot": {"reuse": "on"}}, {})
 
 
 def test_a_store_is_needed(folder: Path) -> None:

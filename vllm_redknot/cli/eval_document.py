@@ -62,7 +62,7 @@ def eval_document(
             **model.shape.identity().model_dump(exclude_none=True, exclude={"name"}),
         },
         "heads": {
-            "origin": _without_folder(target.origin, config, model),
+            "origin": without_folder(target.origin, config, model),
             "description": target.profile.describe(),
             "fingerprint": target.profile.fingerprint(),
             "kv_share": last["kv_share"],
@@ -109,7 +109,7 @@ def _part(
     return {**configuration.described(), "kv_share": share, "suites": suites}
 
 
-def _without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
+def without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
     """Where the head classes are from, without the place on this machine: documents are passed on."""
     folders = [model.path] + ([Path(config.heads).expanduser().parent] if config.heads else [])
     for folder in folders:

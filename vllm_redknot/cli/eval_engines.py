@@ -44,16 +44,16 @@ class EngineOptions:
     enforce_eager: bool
 
 
-def require_vllm() -> None:
+def require_vllm(why: str = "eval compares two of its engines") -> None:
     """Raises CliError where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise CliError(f"vLLM is not installed, and eval compares two of its engines: {INSTALL}")
+        raise CliError(f"vLLM is not installed, and {why}: {INSTALL}")
 
 
 def engine_arguments(
-    model: ModelFile, options: EngineOptions, longest: int, max_logprobs: int
+    model: ModelFile, options: EngineOptions, longest: int, max_logprobs: int, option: str = "--lengths"
 ) -> dict[str, Any]:
-    """What all engines have in common.
+    """What all engines have in common. `option`: what of the command line says how long prompts are.
 
     Raises:
         CliError: The lengths do not fit the model or `--max-model-len`, or memory will not do.
@@ -63,7 +63,7 @@ def engine_arguments(
     if limit is not None and wanted > limit:
         what = "--max-model-len is" if options.max_model_len else "the model's context is"
         raise CliError(
-            f"prompts of {longest} tokens and {RESERVE} for answers do not fit, {what} {limit}: give --lengths of"
+            f"prompts of {longest} tokens and {RESERVE} for answers do not fit, {what} {limit}: give {option} of"
             f" at most {limit - RESERVE}"
         )
     length = options.max_model_len or wanted
@@ -73,9 +73,9 @@ def engine_arguments(
     if kv_bytes < per_rank:
         raise CliError(
             f"--kv-cache-memory-bytes is {show_bytes(kv_bytes)}, and stock vLLM needs {show_bytes(per_rank)} for one"
-            f" request of {length} tokens: give at least that, or shorter --lengths"
+            f" request of {length} tokens: give at least that, or shorter {option}"
         )
-    _check_memory(model, options, kv_bytes)
+    _check_memory(model, options, kv_bytes, option)
     return {
         "model": str(model.path),
         "max_model_len": length,
@@ -123,7 +123,7 @@ def _redknot(
     )
 
 
-def _check_memory(model: ModelFile, options: EngineOptions, kv_bytes: int) -> None:
+def _check_memory(model: ModelFile, options: EngineOptions, kv_bytes: int, option: str) -> None:
     """On CPUs the engine shares the machine's memory; GPUs are vLLM's to look at."""
     free = available_bytes()
     if free is None or not _on_cpu():
@@ -135,7 +135,7 @@ def _check_memory(model: ModelFile, options: EngineOptions, kv_bytes: int) -> No
         raise CliError(
             f"the engine needs about {show_bytes(needed)} ({show_bytes(weights)} of weights, {show_bytes(kv_bytes)} of"
             f" KV, {show_bytes(logits)} of logits, {show_bytes(BASE_BYTES)} besides), and {show_bytes(free)} are free:"
-            " give shorter --lengths, fewer --max-num-batched-tokens, or a larger machine"
+            f" give shorter {option}, fewer --max-num-batched-tokens, or a larger machine"
         )
 
 

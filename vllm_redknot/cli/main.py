@@ -18,6 +18,7 @@ from vllm_redknot.cli.commands.plan import plan
 from vllm_redknot.cli.commands.profile import profile
 from vllm_redknot.cli.commands.report import report
 from vllm_redknot.cli.commands.store import store
+from vllm_redknot.cli.commands.verify_reuse import verify_reuse
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -32,6 +33,7 @@ for command in (profile, inspect, convert, plan, config, bench, report, doctor):
     app.command(no_args_is_help=command is not doctor)(command)
 app.add_typer(store, name="store")
 app.command("eval", no_args_is_help=True)(evaluate)
+app.command("verify-reuse", no_args_is_help=True)(verify_reuse)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,30 +7,51 @@ in their order; see `worker_lines` for the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from vllm_redknot.evals.requests import Answer, Distributions, Request, request_from_json
-from vllm_redknot.evals.worker_lines import answer_lines
+from vllm_redknot.evals.worker_lines import Line, answer_lines
+
+R = TypeVar("R", bound=Request)
 
 
 def main() -> None:
     """Entry point of the process."""
-    answer_lines(request_from_json, _serve)
+    work(request_from_json, _answer, engine_facts)
 
 
-def _serve(arguments: dict[str, Any], requests: list[Request]) -> Iterator[dict[str, Any]]:
+def work(
+    parse: Callable[[Line], R], answer: Callable[[Any, R], Answer], facts: Callable[[Any], dict[str, Any]]
+) -> None:
+    """Read settings and requests from stdin, start `vllm.LLM`, and write what it answers.
+
+    Args:
+        parse: makes a request of its line.
+        answer: asks the engine, whose prefix cache is empty.
+        facts: what the engine says of itself.
+    """
+    answer_lines(parse, partial(_serve, answer, facts))
+
+
+def _serve(
+    answer: Callable[[Any, R], Answer],
+    facts: Callable[[Any], dict[str, Any]],
+    arguments: Line,
+    requests: Sequence[R],
+) -> Iterator[Line]:
     from vllm import LLM
 
     llm = LLM(**arguments)
-    yield {"facts": _facts(llm)}
+    yield {"facts": facts(llm)}
     for request in requests:
         # One at a time and nothing left from the last: an answer depends on its request alone, interrupted or not.
         llm.reset_prefix_cache()
-        yield _answer(llm, request).to_json()
+        yield answer(llm, request).to_json()
 
 
-def _facts(llm: Any) -> dict[str, Any]:
+def engine_facts(llm: Any) -> dict[str, Any]:
     """What the engine made of its arguments. Bytes and tokens."""
     from vllm.platforms import current_platform
 
@@ -80,7 +101,7 @@ def _continue(llm: Any, request: Request) -> tuple[str, list[float]]:
             found.append(float(step[wanted].logprob))
             if token != wanted:
                 break
-    _check_finite(request, found)
+    check_finite(request, found)
     return text, found
 
 
@@ -97,11 +118,11 @@ def _distributions(llm: Any, request: Request) -> Distributions:
     columns = np.asarray(flat.start_indices)[rows][:, None] + np.arange(request.top + 1)
     ids = np.asarray(flat.token_ids, np.int32)[columns]
     logprobs = np.asarray(flat.logprobs, np.float32)[columns]
-    _check_finite(request, logprobs.ravel().tolist())
+    check_finite(request, logprobs.ravel().tolist())
     return Distributions(ids, logprobs)
 
 
-def _check_finite(request: Request, logprobs: Sequence[float]) -> None:
+def check_finite(request: Request, logprobs: Sequence[float]) -> None:
     """A model that computes NaN has no score: raises FloatingPointError."""
     wrong = [value for value in logprobs if not math.isfinite(value)]
     if wrong:

@@ -10,14 +10,14 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenizers import Tokenizer
 
 from vllm_redknot.evals.opening import opening
 from vllm_redknot.evals.qa import DATA_SETS, DataSet, Question, Questions, read_questions
 from vllm_redknot.evals.qa_scores import exact_match, f1
-from vllm_redknot.evals.requests import Answer, Request
+from vllm_redknot.evals.requests import Answer, Ids, Request
 from vllm_redknot.evals.score import Place, Score
 
 QUESTIONS: Final = 50
@@ -47,6 +47,14 @@ class QaItem:
     accepted: tuple[str, ...]
 
 
+class Passage(NamedTuple):
+    """Token ids of a prompt in its parts: what models expect first, the paragraphs in order, examples and question."""
+
+    begin: Ids
+    texts: tuple[Ids, ...]
+    ask: Ids
+
+
 def qa_items(tokenizer: Tokenizer, lengths: Sequence[int], seed: int, limit: int | None) -> Iterator[QaItem]:
     """Questions of each data set, drawn by the seed: the same ones at every length.
 
@@ -55,21 +63,31 @@ def qa_items(tokenizer: Tokenizer, lengths: Sequence[int], seed: int, limit: int
         TextsMissingError: The package with the data is not installed.
     """
     for data_set in DATA_SETS:
-        known = read_questions(data_set)
-        order = random.Random(f"{data_set} {seed}").sample(range(len(known.questions)), len(known.questions))
-        shortest = min(lengths)
         # Decided at the shortest length, so that lengths are compared on the same questions.
-        fitting = (
-            index
-            for index in order
-            if _prompt(tokenizer, known, known.questions[index], shortest, "") is not None
-        )
-        chosen = [index for index, _ in zip(fitting, range(limit or QUESTIONS), strict=False)]
-        if not chosen:
-            raise ValueError(f"length is {shortest}: no question of {data_set} fits with its paragraphs")
+        chosen = choose_questions(tokenizer, data_set, min(lengths), seed, limit or QUESTIONS)
         for length in lengths:
             for index in chosen:
-                yield _item(tokenizer, known, data_set, index, length, seed)
+                yield _item(tokenizer, data_set, index, length, seed)
+
+
+def choose_questions(
+    tokenizer: Tokenizer, data_set: DataSet, length: int, seed: int, count: int
+) -> list[int]:
+    """Up to `count` questions, drawn by the seed, that fit into `length` tokens with their paragraphs.
+
+    Raises:
+        ValueError: None does.
+        TextsMissingError: The package with the data is not installed.
+    """
+    known = read_questions(data_set)
+    order = random.Random(f"{data_set} {seed}").sample(range(len(known.questions)), len(known.questions))
+    fitting = (
+        index for index in order if passage(tokenizer, known, known.questions[index], length, "") is not None
+    )
+    chosen = [index for index, _ in zip(fitting, range(count), strict=False)]
+    if not chosen:
+        raise ValueError(f"length is {length}: no question of {data_set} fits with its paragraphs")
+    return chosen
 
 
 def qa_scores(item: QaItem, stock: Answer, redknot: Answer) -> list[Score]:
@@ -82,26 +100,30 @@ def qa_scores(item: QaItem, stock: Answer, redknot: Answer) -> list[Score]:
     ]
 
 
-def _item(
-    tokenizer: Tokenizer, known: Questions, data_set: DataSet, index: int, length: int, seed: int
-) -> QaItem:
+def _item(tokenizer: Tokenizer, data_set: DataSet, index: int, length: int, seed: int) -> QaItem:
+    known = read_questions(data_set)
     question = known.questions[index]
-    prompt = _prompt(tokenizer, known, question, length, f"{data_set} {seed} {index}")
-    assert prompt is not None
-    right = tokenizer.encode(f" {question.accepted[0]}", add_special_tokens=False).ids
+    found = passage(tokenizer, known, question, length, f"{data_set} {seed} {index}")
+    assert found is not None
     request = Request(
         key=f"{data_set}/{length}/{index}",
-        prompt=prompt,
+        prompt=(*found.begin, *(token for text in found.texts for token in text), *found.ask),
         max_tokens=MAX_TOKENS,
         stop=("\n",),
-        forced=tuple(right[:MAX_TOKENS]),
+        forced=first_accepted(tokenizer, question),
     )
     return QaItem(Place(data_set, length), request, question.accepted)
 
 
-def _prompt(
+def first_accepted(tokenizer: Tokenizer, question: Question) -> Ids:
+    """The first accepted answer as it follows the question."""
+    right: list[int] = tokenizer.encode(f" {question.accepted[0]}", add_special_tokens=False).ids
+    return tuple(right[:MAX_TOKENS])
+
+
+def passage(
     tokenizer: Tokenizer, known: Questions, question: Question, length: int, draw: str
-) -> tuple[int, ...] | None:
+) -> Passage | None:
     """At most `length` tokens: the telling paragraphs among random others, in random order. None if those do not fit.
 
     Without `draw` the answer is only whether they fit.
@@ -131,4 +153,4 @@ def _prompt(
         room -= len(ids)
         refused = 0
     rng.shuffle(texts)
-    return (*begin, *(token for text in texts for token in text), *ask)
+    return Passage(begin, tuple(map(tuple, texts)), tuple(ask))

@@ -16,6 +16,7 @@ from vllm.logger import init_logger
 from vllm_redknot.reuse.messages import ReuseMetadata, ReuseReport
 from vllm_redknot.reuse.metrics import Changes, ReuseMetrics, ReuseStats
 from vllm_redknot.reuse.opening import open_store
+from vllm_redknot.reuse.setup import LEAST_BOUNDARY
 from vllm_redknot.reuse.store import SegmentStore
 from vllm_redknot.reuse.tracker import Tracker
 from vllm_redknot.reuse.worker import ReuseWorker
@@ -36,7 +37,10 @@ class SegmentReuseConnector(KVConnectorBase_V1):
         self._worker: ReuseWorker | None = None
         self._changes = Changes()
         if role == KVConnectorRole.SCHEDULER:
-            self.tracker = Tracker(settings.boundary, settings.capture, settings.min_reuse)
+            own = vllm_config.kv_transfer_config.kv_connector_extra_config
+            self.tracker = Tracker(
+                settings.boundary, settings.capture, settings.min_reuse, own.get(LEAST_BOUNDARY, 0)
+            )
 
     @property
     def store(self) -> SegmentStore:

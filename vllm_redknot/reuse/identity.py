@@ -13,6 +13,36 @@ from vllm_redknot.reuse.format import SegmentFormat
 from vllm_redknot.reuse.scope import Scope
 
 
+def fingerprint_of(vllm_config: Any, profile: HeadProfile) -> Fingerprint:
+    """All but the tokens and the layout that a model's KV depends on, for a model as it runs.
+
+    Args:
+        vllm_config: the engine's configuration.
+        profile: the head profile of all ranks.
+
+    Raises:
+        ReuseError: The checkpoint is no local folder of safetensors files.
+    """
+    model = vllm_config.model_config
+    folder = Path(model.model)
+    if not folder.is_dir() or vllm_config.load_config.load_format == "dummy":
+        raise ReuseError(
+            f"KV reuse tells models apart by their weights, and {model.model} is no folder of weights that are"
+            " used: give --model the path of a local checkpoint"
+        )
+    text = model.hf_text_config
+    return Fingerprint(
+        weights=weights_digest(folder),
+        config=config_digest(_plain(text.to_dict())),
+        dtype=str(model.dtype).removeprefix("torch."),
+        rope=canonical({"rope": _plain(getattr(text, "rope_parameters", None) or {})}),
+        heads=profile.fingerprint(),
+        tp_rank=0,
+        tp_size=vllm_config.parallel_config.tensor_parallel_size,
+        model=folder.name,
+    )
+
+
 def scope_of(
     vllm_config: Any,
     profile: HeadProfile,
@@ -32,34 +62,16 @@ def scope_of(
     Raises:
         ReuseError: The checkpoint is no local folder of safetensors files.
     """
-    model = vllm_config.model_config
-    folder = Path(model.model)
-    if not folder.is_dir() or vllm_config.load_config.load_format == "dummy":
-        raise ReuseError(
-            f"KV reuse tells models apart by their weights, and {model.model} is no folder of weights that are"
-            " used: give --model the path of a local checkpoint"
-        )
-    text = model.hf_text_config
-    fingerprint = Fingerprint(
-        weights=weights_digest(folder),
-        config=config_digest(_plain(text.to_dict())),
-        dtype=str(model.dtype).removeprefix("torch."),
-        rope=canonical({"rope": _plain(getattr(text, "rope_parameters", None) or {})}),
-        heads=profile.fingerprint(),
-        tp_rank=0,
-        tp_size=vllm_config.parallel_config.tensor_parallel_size,
-        model=folder.name,
-    )
     layout = SegmentFormat(
         layer_ids=tuple(layer_ids),
-        head_size=model.get_head_size(),
+        head_size=vllm_config.model_config.get_head_size(),
         dtype=kv_dtype,
         window=tuple(tuple(seen.window for seen in row) for row in visibilities),
         sink=tuple(
             tuple(seen.sink if seen.window is not None else 0 for seen in row) for row in visibilities
         ),
     )
-    return Scope(fingerprint, layout)
+    return Scope(fingerprint_of(vllm_config, profile), layout)
 
 
 def _plain(value: Any) -> Any:

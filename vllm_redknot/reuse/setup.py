@@ -19,10 +19,15 @@ def is_ours(transfer: Any) -> bool:
     return transfer is not None and transfer.kv_connector_module_path == CONNECTOR_MODULE
 
 
-def configure(vllm_config: Any) -> None:
+LEAST_BOUNDARY: Final = "least_boundary"
+"""Key of the connector's own settings: tokens per moved document that every request recomputes at least."""
+
+
+def configure(vllm_config: Any, least_boundary: int = 0) -> None:
     """Choose the connector and the scheduler, if the settings ask for reuse. Changes nothing the second time.
 
     Called when a configuration is complete but for what follows from the connector, and after it has been checked.
+    `least_boundary`: what the receipt asks for; 0 where none is needed.
     """
     if settings_of(vllm_config).reuse == "off":
         return
@@ -32,5 +37,6 @@ def configure(vllm_config: Any) -> None:
         vllm_config.kv_transfer_config = KVTransferConfig(
             kv_connector=CONNECTOR, kv_connector_module_path=CONNECTOR_MODULE, kv_role="kv_both"
         )
+    vllm_config.kv_transfer_config.kv_connector_extra_config = {LEAST_BOUNDARY: least_boundary}
     scheduler = vllm_config.scheduler_config
     scheduler.scheduler_cls = SCHEDULERS[bool(scheduler.async_scheduling)]

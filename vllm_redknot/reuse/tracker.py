@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Final, Protocol
 
@@ -126,6 +126,7 @@ class Tracker:
         boundary: tokens recomputed per moved span where a request does not say.
         capture: which marked documents are stored: "off", "first" (those that begin a prompt) or "marked" (all).
         min_tokens: shorter prompts and documents are not looked up or stored.
+        least_boundary: what a request may lower the boundary to.
         patience: seconds to wait for the worker's answer.
         clock: seconds, monotonic.
     """
@@ -135,12 +136,14 @@ class Tracker:
         boundary: int,
         capture: str,
         min_tokens: int,
+        least_boundary: int = 0,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.boundary = boundary
         self.capture = capture
         self.min_tokens = min_tokens
+        self.least_boundary = least_boundary
         self.totals = Totals()
         self.is_on = True
         self._patience = patience
@@ -159,7 +162,7 @@ class Tracker:
         control, problem = OFF, ""
         if eligible and tokens is not None and self.is_on:
             try:
-                control = parse_control(extra, len(tokens))
+                control, problem = self._allowed(parse_control(extra, len(tokens)))
             except ReuseError as error:
                 problem = str(error)
                 logger.warning("REDKNOT: request %s is served without reuse: %s", request.request_id, problem)
@@ -314,6 +317,16 @@ class Tracker:
                 self._settle(tracked, found.spans, found.missing)
                 if not found.spans:
                     self._release(tracked)
+
+    def _allowed(self, control: Control) -> tuple[Control, str]:
+        """The control with the boundary that it may have, and what the response says of that."""
+        if control.boundary is None or control.boundary >= self.least_boundary:
+            return control, ""
+        problem = (
+            f"boundary {control.boundary} is less than {self.least_boundary}, which the server's receipt is for:"
+            f" {self.least_boundary} was used"
+        )
+        return replace(control, boundary=self.least_boundary), problem
 
     def _look(self, tracked: Tracked) -> None:
         request, control = tracked.request, tracked.control

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_text
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, warn
@@ -27,6 +16,7 @@ from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
 from vllm_redknot.cli.eval_tables import show_document
+from vllm_redknot.cli.runs import progress, write_document
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
@@ -192,7 +182,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     if restart:
         _forget(output)
-    with _progress() as told:
+    with progress() as told:
         stock, *ours = (
             _answer(engine, requests, output, told) for engine in engines(arguments, compared, identified)
         )
@@ -201,7 +191,7 @@ def evaluate(
     document = eval_document(
         target, chosen, identified, arguments, stock, compared_scores, cases.beyond_window
     )
-    _write(output / DOCUMENT, document)
+    write_document(output / DOCUMENT, document)
     if json:
         emit_json(document)
         return
@@ -261,31 +251,8 @@ def _answer(engine: Engine, requests: Sequence[Request], folder: Path, told: Tol
         raise
 
 
-@contextmanager
-def _progress() -> Iterator[Told]:
-    """A bar per engine on stderr, where that is a terminal."""
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def told(engine: str, done: int, total: int) -> None:
-            if engine not in tasks:
-                tasks[engine] = bar.add_task(engine, total=total)
-            bar.update(tasks[engine], completed=done)
-
-        yield told
-
-
 def _forget(folder: Path) -> None:
     for engine in (STOCK, *ENGINES.values()):
         answers_path(folder, engine).unlink(missing_ok=True)
         log_path(folder, engine).unlink(missing_ok=True)
     (folder / DOCUMENT).unlink(missing_ok=True)
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    staged = path.with_suffix(".partial")
-    staged.write_text(json_text.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    staged.replace(path)

@@ -1,0 +1,47 @@
+"""A request cannot recompute less than the server's receipt is for, and its response says so."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_redknot.reuse.messages import Lookup
+from vllm_redknot.reuse.tracker import Tracker
+
+
+def lookup(tracker: Tracker, boundary: int | None) -> tuple[Lookup, dict[str, Any]]:
+    """What the worker is asked for a request with this wish, and what the response says."""
+    wish = {} if boundary is None else {"boundary": boundary}
+    request = SimpleNamespace(
+        request_id="a",
+        num_computed_tokens=0,
+        num_in_flight_tokens=0,
+        num_prompt_tokens=100,
+        prompt_token_ids=list(range(100)),
+        sampling_params=SimpleNamespace(extra_args={"redknot_reuse": wish}),
+    )
+    tracker.add(request, eligible=True)
+    (asked,) = tracker.metadata({}, lambda _: ()).lookups
+    return asked, tracker.finished("a")
+
+
+@pytest.mark.parametrize(("wish", "used"), [(None, 24), (16, 16), (99, 99)])
+def test_a_boundary_that_is_large_enough_is_honoured(wish: int | None, used: int) -> None:
+    asked, details = lookup(Tracker(24, "first", 64, least_boundary=16), wish)
+    assert asked.boundary == used
+    assert "problem" not in details
+
+
+@pytest.mark.parametrize("wish", [0, 15])
+def test_a_smaller_one_is_raised_and_the_response_says_so(wish: int) -> None:
+    asked, details = lookup(Tracker(24, "first", 64, least_boundary=16), wish)
+    assert asked.boundary == 16
+    assert details["problem"] == (
+        f"boundary {wish} is less than 16, which the server's receipt is for: 16 was used"
+    )
+
+
+def test_without_a_receipt_any_boundary_is_honoured() -> None:
+    asked, details = lookup(Tracker(24, "first", 64), 0)
+    assert asked.boundary == 0
+    assert "problem" not in details

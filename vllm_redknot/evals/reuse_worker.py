@@ -1,0 +1,114 @@
+"""The process of `redknot verify-reuse`: one engine with a segment store, as `engine_worker` for its requests.
+
+A document is stored by asking for one token behind it alone, marked. A prompt with stored documents that takes much
+less from the store than it should is an error: it would be compared with itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from vllm_redknot.evals.engine_worker import check_finite, engine_facts, work
+from vllm_redknot.evals.requests import Answer, Distributions
+from vllm_redknot.evals.reuse_requests import ReuseRequest, reuse_request_from_json
+from vllm_redknot.reuse.control import ARGUMENT
+
+LEAST_REUSED: Final = 0.9
+"""Of `ReuseRequest.reused`: what documents have in common may be stored with one of them alone."""
+Row = tuple[list[int], list[float]]
+"""Ids and logprobs: the token that is there, then the most likely ones, falling."""
+
+
+def main() -> None:
+    """Entry point of the process."""
+    work(reuse_request_from_json, reuse_answer, _facts)
+
+
+def reuse_answer(llm: Any, request: ReuseRequest) -> Answer:
+    """The greedy continuation, and the distributions of the forced tokens; from stored documents where asked for.
+
+    Raises:
+        RuntimeError: Too few tokens came from the store.
+    """
+    wish: Any = "off"
+    if request.boundary is not None:
+        for begin, end in request.documents:
+            # So large a boundary has it computed whole even where it holds a part of another document.
+            alone = {"spans": [[0, end - begin]], "boundary": end - begin}
+            _generate(llm, request.prompt[begin:end], alone, temperature=0.0, max_tokens=1)
+        llm.reset_prefix_cache()
+        wish = {"spans": [list(span) for span in request.documents], "boundary": request.boundary}
+    return _continue(llm, request, wish)
+
+
+def _continue(llm: Any, request: ReuseRequest, wish: Any) -> Answer:
+    """One generation gives all as long as greedy tokens are the forced ones; from where they part it is asked again."""
+    text, rows = None, list[Row]()
+    while text is None or len(rows) < len(request.forced):
+        output = _generate(
+            llm,
+            (*request.prompt, *request.forced[: len(rows)]),
+            wish,
+            temperature=0.0,
+            max_tokens=request.max_tokens if text is None else len(request.forced) - len(rows),
+            stop=list(request.stop) if text is None else None,
+            logprobs=request.top,
+        )
+        if text is None:
+            text = output.outputs[0].text
+            _check_reused(request, output)
+        for token, step in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
+            if len(rows) == len(request.forced):
+                break
+            rows.append(_row(llm, request, wish, step, len(rows)))
+            if token != request.forced[len(rows) - 1]:
+                break
+    scored = Distributions(
+        np.array([ids for ids, _ in rows], np.int32), np.array([logprobs for _, logprobs in rows], np.float32)
+    )
+    check_finite(request, scored.logprobs.ravel().tolist())
+    return Answer(request.key, text, tuple(scored.logprobs[:, 0].tolist()), scored)
+
+
+def _row(llm: Any, request: ReuseRequest, wish: Any, step: Any, place: int) -> Row:
+    """What is expected in place of forced token number `place`."""
+    wanted = request.forced[place]
+    likely = sorted(step, key=lambda token: step[token].rank)[: request.top]
+    if wanted in step:
+        logprob = step[wanted].logprob
+    else:
+        # It is not among the most likely ones, and has to be asked for by name.
+        prompt = (*request.prompt, *request.forced[:place])
+        output = _generate(llm, prompt, wish, temperature=0.0, max_tokens=1, logprob_token_ids=[wanted])
+        logprob = output.outputs[0].logprobs[0][wanted].logprob
+    return [wanted, *likely], [float(logprob), *(float(step[token].logprob) for token in likely)]
+
+
+def _check_reused(request: ReuseRequest, output: Any) -> None:
+    # The prefix cache was empty. What a response says of reuse is lost where a stop string ends it.
+    cached = output.num_cached_tokens or 0
+    if cached < LEAST_REUSED * request.reused or (cached and request.boundary is None):
+        raise RuntimeError(f"{request.key}: {cached} tokens were not computed instead of {request.reused}")
+
+
+def _generate(llm: Any, prompt: tuple[int, ...], wish: Any, **sampling: Any) -> Any:
+    from vllm import SamplingParams
+
+    params = SamplingParams(extra_args={ARGUMENT: wish}, **sampling)
+    return llm.generate({"prompt_token_ids": list(prompt)}, params, use_tqdm=False)[0]
+
+
+def _facts(llm: Any) -> dict[str, Any]:
+    """What the engine made of its arguments, and what its receipt is for."""
+    from vllm_redknot.reuse.identity import fingerprint_of
+    from vllm_redknot.support import resolve_model_heads
+
+    config = llm.llm_engine.vllm_config
+    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile)
+    return {**engine_facts(llm), "fingerprint": fingerprint.to_json()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The gate in a server: `"reuse": "on"` holds only for a model that has the receipt of `redknot verify-reuse`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any, Final
+
+from vllm.logger import init_logger
+
+from vllm_redknot.heads.profile import HeadProfile
+from vllm_redknot.reuse.identity import fingerprint_of
+from vllm_redknot.reuse.receipt import Receipt, ReceiptError, matching_receipt, places
+from vllm_redknot.settings import settings_of
+
+logger = init_logger("vllm.redknot")
+
+DISTRIBUTIONS: Final = ("vllm-redknot", "vllm", "torch")
+"""Another version is worth a warning: figures may be a little different, stored KV is not."""
+
+
+def verified_boundary(vllm_config: Any, profile: HeadProfile) -> int:
+    """The fewest tokens per moved document that the configured model's receipt allows to recompute.
+
+    Args:
+        vllm_config: a complete configuration, as it is about to run.
+        profile: the head profile of all ranks, overrides applied.
+
+    Raises:
+        ReceiptError: No receipt, or one that cannot be read or is of something else.
+        ReuseError: The checkpoint is no local folder of safetensors files.
+    """
+    settings = settings_of(vllm_config)
+    fingerprint = fingerprint_of(vllm_config, profile)
+    folder = Path(vllm_config.model_config.model)
+    try:
+        receipt, path = matching_receipt(
+            places(settings.receipt, folder, settings.cache_path, fingerprint), fingerprint, settings.boundary
+        )
+    except ReceiptError as error:
+        raise ReceiptError(
+            f'KV reuse is "on", and {error}. Run `redknot verify-reuse {folder}` with the settings and --dtype of this'
+            ' server to have a receipt, or give {"redknot": {"reuse": "force"}} to go without'
+        ) from error
+    logger.info_once("REDKNOT: KV reuse as %s allows: %s", path, _told(receipt))
+    if receipt.is_thin:
+        logger.warning_once(
+            "REDKNOT: %s rests on %d questions of a data set, too few to see a loss: run verify-reuse without --quick",
+            path,
+            receipt.asked.questions,
+        )
+    changed = [name for name in DISTRIBUTIONS if receipt.versions.get(name) != _version(name)]
+    if changed:
+        logger.warning_once("REDKNOT: %s was made with another version of %s", path, ", ".join(changed))
+    return receipt.boundary
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _told(receipt: Receipt) -> str:
+    kept = "; ".join(
+        f"{check.task} {check.metric} {check.reuse:.3f} of {check.dense:.3f}" for check in receipt.checks
+    )
+    return f"boundary {receipt.boundary}; {kept}"
