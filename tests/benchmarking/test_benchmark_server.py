@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.server import Capacity, ServerError, free_port, stop, wait_until_healthy
+from benchmarks.server import Server, ServerError
+from vllm_redknot.benchmarking.errors import BenchmarkError
+from vllm_redknot.benchmarking.server import HOST, Capacity, free_port, stop, wait_until_healthy
 
 
 def start(code: str) -> subprocess.Popen[bytes]:
@@ -17,6 +19,11 @@ def start(code: str) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     process.stdout.readline()
     return process
+
+
+def address() -> str:
+    """Where nobody listens."""
+    return f"http://{HOST}:{free_port()}/health"
 
 
 def test_the_capacity_line_is_read(tmp_path: Path) -> None:
@@ -32,8 +39,13 @@ def test_the_capacity_line_is_read(tmp_path: Path) -> None:
 def test_a_log_without_a_capacity_line_is_an_error_that_shows_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("nothing of the kind\n")
-    with pytest.raises(ServerError, match="nothing of the kind"):
+    with pytest.raises(BenchmarkError, match="did not say what fits") as error:
         Capacity.of_log(log)
+    assert error.value.log == ("nothing of the kind",)
+    process = start("print('ready', flush=True)")
+    with pytest.raises(ServerError, match=r"what fits its KV cache\n  \| nothing of the kind"):
+        Server(1, log, process).capacity()
+    stop(process)
 
 
 def test_a_server_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> None:
@@ -41,16 +53,18 @@ def test_a_server_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> N
     log.write_text("early line\n" * 100 + "out of luck\n")
     process = start("print('ready', flush=True); raise SystemExit(3)")
     process.wait()
-    with pytest.raises(ServerError, match=r"ended with status 3\n(.*\n)*.*out of luck"):
-        wait_until_healthy(process, free_port(), log, timeout=30.0)
+    with pytest.raises(BenchmarkError, match=f"ended with status 3 before it was ready: .*{log}") as error:
+        wait_until_healthy(process, address(), log, timeout=30.0)
+    assert error.value.log[-1] == "out of luck"
+    assert error.value.what == "the server ended with status 3 before it was ready"
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     process = start("print('ready', flush=True); import time; time.sleep(600)")
-    with pytest.raises(ServerError, match="not healthy after 0 s"):
-        wait_until_healthy(process, free_port(), log, timeout=0.1)
+    with pytest.raises(BenchmarkError, match="was not ready after 0 s"):
+        wait_until_healthy(process, address(), log, timeout=0.1)
     stop(process)
     assert process.returncode is not None
 
