@@ -1,6 +1,7 @@
 """Servers are waited for, measured by their log, and taken down with all they started."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.server import Server, ServerError
+import benchmarks.server as server_module
+from benchmarks.server import Server, ServerError, serving
+from tests.cli import stand_in_vllm
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.server import HOST, Capacity, free_port, stop, wait_until_healthy
 
@@ -85,3 +88,32 @@ def test_stopping_ends_the_children_too() -> None:
             return
         time.sleep(0.05)
     pytest.fail(f"process group {group} still has members")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers at once in place of vLLM's, started by the same words."""
+    *words, _ = server_module.VLLM
+    monkeypatch.setattr(server_module, "VLLM", (*words, sys.executable, stand_in_vllm.__file__))
+
+
+def test_a_server_of_a_benchmark_is_the_process_that_is_told_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    flags = ["--diary", str(tmp_path / "diary"), "--max-model-len", "1024"]
+    with serving(tmp_path, flags, tmp_path / "log", 120.0) as server:
+        assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
+        assert int((tmp_path / "diary").read_text().split()[1]) == server.process.pid
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == -signal.SIGTERM
+
+
+def test_a_benchmark_shows_the_log_of_a_server_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    with (
+        pytest.raises(ServerError, match=r"ended with status 3 before it was ready\n(.*\n)*.*out of luck"),
+        serving(tmp_path, ["--die"], tmp_path / "log", 120.0),
+    ):
+        pytest.fail("it started")
