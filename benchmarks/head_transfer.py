@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -59,6 +59,7 @@ RECIPES: Final = {
     "named needles only": Recipe("essays", {**EVENLY, "needle": 0.0, "essays": 0.0}),
     "essay tails only": Recipe("essays", {**EVENLY, "needle": 0.0, "named": 0.0}),
     "all tasks, essays of 1K": Recipe("essays 1K", EVENLY),
+    "all tasks, essays of 1.4K, 2K and 4K": Recipe("essays to 4K", EVENLY),
     "all tasks, Wikipedia of 1.4K": Recipe("wikipedia", EVENLY),
 }
 
@@ -70,22 +71,34 @@ def wikipedia(held_out: bool) -> Source:
     return sentences_in(" ".join(paragraphs[half:] if held_out else paragraphs[:half]))
 
 
-def texts(name: str) -> Mixture:
+def texts(tokenizer: Tokenizer, name: str) -> list[Case]:
     """The cases that score heads."""
-    return {
-        "essays": Mixture("calibration", (1400, 2000), 3, max(WINDOWS), 0),
+    essays = Mixture("calibration", (1400, 2000), 3, max(WINDOWS), 0)
+    if name == "essays to 4K":
+        longer = Mixture("calibration", (4000,), 2, max(WINDOWS), 0)
+        # Essay tails gain nothing from so much context.
+        return [*cases_of(tokenizer, longer, ("needle", "named")), *cases_of(tokenizer, essays)]
+    mixture = {
+        "essays": essays,
         "essays 1K": Mixture("calibration", (1000,), 3, max(WINDOWS), 0),
         "wikipedia": Mixture(wikipedia(held_out=False), (1400,), 3, max(WINDOWS), 0),
     }[name]
+    return cases_of(tokenizer, mixture)
+
+
+def cases_of(tokenizer: Tokenizer, mixture: Mixture, tasks: Sequence[str] = tuple(EVENLY)) -> list[Case]:
+    """Cases of these tasks, with the model's first token."""
+    start = opening(tokenizer)
+    return [case.after(start) for case in mixture.cases(tokenizer) if case.task in tasks]
 
 
 def judged(tokenizer: Tokenizer, length: int, count: int) -> dict[str, list[Case]]:
     """Held-out cases by kind of text: none shares a sentence with what scores heads."""
-    start = opening(tokenizer)
-    found = {}
-    for name, source in (("essays", "held-out"), ("Wikipedia", wikipedia(held_out=True))):
-        mixture = Mixture(source, (length,), count, max(WINDOWS), 31)  # type: ignore[arg-type]
-        found[name] = [case.after(start) for case in mixture.cases(tokenizer)]
+    sources: dict[str, Source] = {"essays": "held-out", "Wikipedia": wikipedia(held_out=True)}
+    found = {
+        name: cases_of(tokenizer, Mixture(source, (length,), count, max(WINDOWS), 31))
+        for name, source in sources.items()
+    }
     items = qa_items(tokenizer, (length,), 0, 3 * count)
     found["questions"] = [
         Case(item.place.task, item.request.prompt, item.request.forced, (0, 0)) for item in items
@@ -105,11 +118,10 @@ def chosen(
     model: HookedModel, tokenizer: Tokenizer, share: float, journal: Journal
 ) -> Iterator[tuple[str, HeadProfile]]:
     """A profile for each recipe."""
-    start = opening(tokenizer)
     scores: dict[str, HeadScores] = {}
     for name, recipe in RECIPES.items():
         if recipe.texts not in scores:
-            cases = [case.after(start) for case in texts(recipe.texts).cases(tokenizer)]
+            cases = texts(tokenizer, recipe.texts)
             scores[recipe.texts] = score_heads(model, cases, WINDOWS, SINK, POINTS, journal, lambda: None)
         yield name, profile_of(scores[recipe.texts], recipe.weights, share)
 

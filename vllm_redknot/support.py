@@ -20,6 +20,7 @@ from vllm_redknot.refusals import (
     refusals_of_rows,
 )
 from vllm_redknot.reuse.setup import configure
+from vllm_redknot.rows.metrics import show_metrics
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
@@ -57,6 +58,7 @@ def check_engine_config(vllm_config: Any) -> None:
         _refuse(refusals_of_local_heads(vllm_config))
     if (rows := resolve_model_rows(vllm_config)) is not None:
         _refuse(refusals_of_rows(vllm_config, rows))
+        show_metrics(vllm_config)
     _state_rows(vllm_config, rows)
     if settings_of(vllm_config).reuse != "off":
         _refuse(refusals_of_reuse(vllm_config, skips_rows=rows is not None))

@@ -33,6 +33,7 @@ class ModelFile:
         sliding: attention layer -> its own window in tokens; such a layer keeps it, whatever the head classes say.
         max_context: tokens; None where not stated.
         weight_bytes: of the checkpoint's files, else by arithmetic for plain dense decoders, else None.
+        ffn_size: inner width of the feed-forward network; None where not stated, and for Mixtures of Experts.
         refused: what of it REDKNOT does not serve, as far as this file tells.
     """
 
@@ -41,6 +42,7 @@ class ModelFile:
     max_context: int | None
     weight_bytes: int | None
     sliding: Mapping[int, int] = field(default_factory=dict)
+    ffn_size: int | None = None
     refused: tuple[str, ...] = ()
 
 
@@ -90,6 +92,7 @@ def read_model(folder: Path) -> ModelFile:
         sliding={
             i: window for i, window in _sliding(text, kinds, layers).items() if i in shape.attention_layers
         },
+        ffn_size=None if _has_experts(text) else shape.intermediate_size,
         refused=tuple(_refused(text, shape)),
     )
 
@@ -166,13 +169,17 @@ def _stored_bytes(folder: Path) -> int | None:
 
 def _computed_bytes(text: Mapping[str, Any], shape: ModelShape) -> int | None:
     """16-bit weights of a plain dense decoder: embeddings, q/k/v/o, a gated MLP, norms."""
-    if shape.intermediate_size is None or any("expert" in key for key in text) or shape.attention_layer_ids:
+    if shape.intermediate_size is None or _has_experts(text) or shape.attention_layer_ids:
         return None
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     attention = hidden * shape.head_dim * (2 * heads + 2 * shape.num_kv_heads)
     layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
     tables = 1 if text.get("tie_word_embeddings") else 2
     return 2 * (shape.num_layers * layer + tables * shape.vocab_size * hidden)
+
+
+def _has_experts(text: Mapping[str, Any]) -> bool:
+    return any("expert" in key for key in text)
 
 
 def _refused(text: Mapping[str, Any], shape: ModelShape) -> list[str]:
