@@ -1,6 +1,7 @@
 """Servers are waited for, measured by their log, and taken down with all they started."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.server import Capacity, ServerError, free_port, stop, wait_until_healthy
+import benchmarks.server as server_module
+from benchmarks.server import Server, ServerError, serving
+from tests.cli import stand_in_vllm
+from vllm_redknot.benchmarking.errors import BenchmarkError
+from vllm_redknot.benchmarking.server import HOST, Capacity, free_port, stop, wait_until_healthy
 
 
 def start(code: str) -> subprocess.Popen[bytes]:
@@ -17,6 +22,11 @@ def start(code: str) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     process.stdout.readline()
     return process
+
+
+def address() -> str:
+    """Where nobody listens."""
+    return f"http://{HOST}:{free_port()}/health"
 
 
 def test_the_capacity_line_is_read(tmp_path: Path) -> None:
@@ -32,8 +42,13 @@ def test_the_capacity_line_is_read(tmp_path: Path) -> None:
 def test_a_log_without_a_capacity_line_is_an_error_that_shows_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("nothing of the kind\n")
-    with pytest.raises(ServerError, match="nothing of the kind"):
+    with pytest.raises(BenchmarkError, match="did not say what fits") as error:
         Capacity.of_log(log)
+    assert error.value.log == ("nothing of the kind",)
+    process = start("print('ready', flush=True)")
+    with pytest.raises(ServerError, match=r"what fits its KV cache\n  \| nothing of the kind"):
+        Server(1, log, process).capacity()
+    stop(process)
 
 
 def test_a_server_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> None:
@@ -41,16 +56,18 @@ def test_a_server_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> N
     log.write_text("early line\n" * 100 + "out of luck\n")
     process = start("print('ready', flush=True); raise SystemExit(3)")
     process.wait()
-    with pytest.raises(ServerError, match=r"ended with status 3\n(.*\n)*.*out of luck"):
-        wait_until_healthy(process, free_port(), log, timeout=30.0)
+    with pytest.raises(BenchmarkError, match=f"ended with status 3 before it was ready: .*{log}") as error:
+        wait_until_healthy(process, address(), log, timeout=30.0)
+    assert error.value.log[-1] == "out of luck"
+    assert error.value.what == "the server ended with status 3 before it was ready"
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     process = start("print('ready', flush=True); import time; time.sleep(600)")
-    with pytest.raises(ServerError, match="not healthy after 0 s"):
-        wait_until_healthy(process, free_port(), log, timeout=0.1)
+    with pytest.raises(BenchmarkError, match="was not ready after 0 s"):
+        wait_until_healthy(process, address(), log, timeout=0.1)
     stop(process)
     assert process.returncode is not None
 
@@ -71,3 +88,32 @@ def test_stopping_ends_the_children_too() -> None:
             return
         time.sleep(0.05)
     pytest.fail(f"process group {group} still has members")
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers at once in place of vLLM's, started by the same words."""
+    *words, _ = server_module.VLLM
+    monkeypatch.setattr(server_module, "VLLM", (*words, sys.executable, stand_in_vllm.__file__))
+
+
+def test_a_server_of_a_benchmark_is_the_process_that_is_told_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    flags = ["--diary", str(tmp_path / "diary"), "--max-model-len", "1024"]
+    with serving(tmp_path, flags, tmp_path / "log", 120.0) as server:
+        assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
+        assert int((tmp_path / "diary").read_text().split()[1]) == server.process.pid
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == -signal.SIGTERM
+
+
+def test_a_benchmark_shows_the_log_of_a_server_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    with (
+        pytest.raises(ServerError, match=r"ended with status 3 before it was ready\n(.*\n)*.*out of luck"),
+        serving(tmp_path, ["--die"], tmp_path / "log", 120.0),
+    ):
+        pytest.fail("it started")

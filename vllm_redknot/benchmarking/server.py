@@ -49,8 +49,9 @@ class Capacity:
         found = CAPACITY.search(log.read_text(encoding="utf-8", errors="replace"))
         if found is None:
             raise BenchmarkError(
-                f"{log}: vLLM did not say what fits its KV cache: this release knows the log of vLLM 0.32",
+                f"{log}: vLLM did not say what fits its KV cache",
                 last_lines(log),
+                "this release knows the log of vLLM 0.32",
             )
         tokens, max_model_len = (int(number.replace(",", "")) for number in found.groups()[:2])
         return cls(tokens, max_model_len, float(found.group(3)))
@@ -62,6 +63,7 @@ class Server:
 
     port: int
     log: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def url(self) -> str:
@@ -116,7 +118,7 @@ def serving(
                 if attempt < ATTEMPTS and any(PORT_TAKEN in line.lower() for line in error.log):
                     continue
                 raise
-            yield Server(port, log)
+            yield Server(port, log, process)
             return
         finally:
             stop(process)
@@ -140,16 +142,18 @@ def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, ti
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise BenchmarkError(
-                f"the server ended with status {process.returncode} before it was ready: its whole log is {log}",
+                f"the server ended with status {process.returncode} before it was ready",
                 last_lines(log),
+                f"its whole log is {log}",
             )
         with suppress(urllib.error.URLError, OSError), _DIRECT.open(url, timeout=2.0) as answer:
             if answer.status == 200:
                 return
         time.sleep(POLL_SECONDS)
     raise BenchmarkError(
-        f"the server was not ready after {timeout:.0f} s: its whole log is {log}; --start-timeout gives it longer",
+        f"the server was not ready after {timeout:.0f} s",
         last_lines(log),
+        f"its whole log is {log}; --start-timeout gives it longer",
     )
 
 
