@@ -1,6 +1,6 @@
 """Quality against what prompt tokens skip: how deep, by which rule, how many recent tokens; and over two turns.
 
-`python -m benchmarks.row_curves` writes benchmarks/results/row_curves.json; about 12 minutes of one core for SmolLM2.
+`python -m benchmarks.row_curves` writes benchmarks/results/row_curves.json; some 12 minutes of one core for SmolLM2.
 The head classes in force (bundled, or --heads) are the baseline, rows come on top. One pass through transformers a case
 and point, on held-out texts, without vLLM; the run goes on from its journal when it is interrupted. "Equal rows": every
 rule computes the same share of the rows that may skip, in every layer from `start` on.

@@ -151,11 +151,12 @@ def profile(
     calibration, held_out = _sources(data)
     longest = context or file.max_context or 8192
     if rows:
+        recents = tuple(parse_token_list(recent))
         from vllm_redknot.profiler.row_judge import RowLimits
         from vllm_redknot.profiler.row_run import RowPlan
 
         row_plan = RowPlan(
-            recents=tuple(parse_token_list(recent)),
+            recents=recents,
             sink=sink,
             lengths=tuple(parse_token_list(lengths)),
             texts=texts,
