@@ -114,6 +114,7 @@ def test_an_ablation_has_every_part_beside_stock(bench: Bench, tmp_path: Path, h
     shown = bench(*ROWS, "--ablation", "--rounds", "2").stdout
     assert "Rows skipped in prefill: 10.0% of attention, 40.0% of ffn." in shown
     assert "0.75 (1.00x)" in shown
+    assert "With row skipping in prefill: no FFN from layer 2, no attention from layer 3" in shown
 
 
 def test_rows_without_an_ablation_are_one_configuration(bench: Bench, tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_the_table_of_an_ablation_has_a_column_each_and_marks_what_differs(ready
     cell = r"0.500 \[0\.\d+, 0\.\d+\] \*"
     assert re.search(rf"found 600 6 1.000 \[1.000, 1.000\] {cell} {cell} {cell}", text)
     assert "KV bytes of stock's: heads" in text
+    assert "With row skipping in prefill: no FFN from layer 20, no attention from layer 24" in text
 
 
 def test_an_ablation_goes_on_from_a_plain_run_and_another_schedule_does_not(

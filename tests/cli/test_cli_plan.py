@@ -231,6 +231,7 @@ def test_people_read_what_rows_save(redknot: Run, write_model: WriteModel, heads
     shown = redknot("plan", write_model(), "--heads", heads_file, "--rows", ROWS, "--contexts", "1K").stdout
     assert "FLOPs of one prefill: projections, FFN and attention" in shown
     assert "21.9%  43.8%" in shown
+    assert "With row skipping in prefill: no FFN from layer 2, no attention from layer 3" in shown
 
 
 def test_a_schedule_that_does_not_fit_is_one_line(

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vllm_redknot.cli.app import print_table
 from vllm_redknot.cli.units import show_bytes
+from vllm_redknot.rows.schedule import RowSchedule
 
 
 def show_document(out: Console, document: Mapping[str, Any]) -> None:
@@ -22,6 +23,7 @@ def show_document(out: Console, document: Mapping[str, Any]) -> None:
         " stock's overlap."
     )
     if document["row_schedule"] is not None:
+        out.print(f"With {RowSchedule.parse(document['row_schedule']).describe()}.")
         out.print(f"Rows skipped in prefill: {_skipped(document['rows_skipped'])}.")
     if document["ablation"]:
         columns = ["workload", "figure", "stock", *document["ablation"]]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vllm_redknot.cli.app import print_table
 from vllm_redknot.cli.units import show_tokens
+from vllm_redknot.rows.schedule import RowSchedule
 
 TITLES: Final = {
     "essays": "Held-out essays",
@@ -27,6 +28,8 @@ def show_document(out: Console, document: Mapping[str, Any]) -> None:
     heads = document["heads"]
     out.print(heads["origin"], style="bold", soft_wrap=True)
     out.print(heads["description"], soft_wrap=True)
+    if document["row_schedule"] is not None:
+        out.print(f"With {RowSchedule.parse(document['row_schedule']).describe()}.", soft_wrap=True)
     longest = show_tokens(max(document["choices"]["lengths"]))
     out.print(
         f"{heads['kv_share']:.1%} of stock's KV bytes at {longest}. Means with bootstrap 95% intervals; a difference"

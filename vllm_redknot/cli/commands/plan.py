@@ -162,6 +162,8 @@ def _show(server: Server, subject: Subject, plans: Sequence[ContextPlan], memory
     out = console()
     out.print(subject.origin, style="bold", soft_wrap=True)
     out.print(server.profile.describe())
+    if server.rows is not None:
+        out.print(f"With {server.rows.describe()}.")
     if server.sliding:
         out.print(
             f"{len(server.sliding)} layers have a sliding window of their own and keep that, stock as here."
