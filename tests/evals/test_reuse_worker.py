@@ -23,7 +23,7 @@ REUSE = ReuseRequest(
 
 @dataclass
 class FakeEngine:
-    """Expects `greedy` tokens, those after them in the vocabulary a nat less each; `cached` tokens were not computed."""
+    """Expects `greedy` tokens, each next token a nat less likely; `cached` tokens were not computed."""
 
     greedy: tuple[int, ...]
     cached: int = 0
