@@ -96,6 +96,7 @@ bench: setup ## Short forms of all benchmarks, results in build/bench (long form
 	'$(BIN)/python' -m benchmarks.memory $(model_flag) --output build/bench/memory.json
 	'$(BIN)/python' -m benchmarks.quality --quick $(model_flag) --output build/bench/quality.json
 	'$(BIN)/python' -m benchmarks.serve --quick $(model_flag) --output build/bench/serve_cpu.json
+	'$(BIN)/python' -m benchmarks.reuse --quick $(model_flag) --output build/bench/reuse_cpu.json
 
 contract: setup ## Check every vLLM symbol we touch against the wheels of all supported releases
 	@mkdir -p build/wheels

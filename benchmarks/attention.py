@@ -10,7 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +24,17 @@ from vllm_redknot.kernels.segpaged_attention import plan_batch, segpaged_attenti
 PAGE_SIZE, SINK, WINDOW = 32, 4, 256
 EVICTED_BYTES = 64 << 20
 DECODE_ROUNDS = 9
+SHORT_CONTEXT = 1024
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One attention call of `requests` requests: `query_len` new tokens each, the last at position seq_len - 1."""
+    """One attention call of `requests` requests: `query_len` new tokens each, the last at position seq_len - 1.
+
+    Our pages are scattered over a pool with room for `pool_len` tokens per request: a server's pool is as large with
+    short contexts as with long ones, and how far pages lie apart decides how many page-table entries are read.
+    """
 
     name: str
     heads: int
@@ -39,6 +44,7 @@ class Problem:
     query_len: int
     seq_len: int
     windows: tuple[int, ...]
+    pool_len: int
 
     @property
     def flops(self) -> float:
@@ -60,25 +66,26 @@ def problems(quick: bool) -> list[Problem]:
     for heads, kv_heads, size in shapes:
         model = (heads, kv_heads, size)
         dense, local = (GLOBAL_WINDOW,) * kv_heads, (WINDOW,) * kv_heads
-        found.append(Problem("prefill, all global", *model, 1, 2048, 8192, dense))
-        found.append(Problem("prefill, all local", *model, 1, 2048, 8192, local))
+        found.append(Problem("prefill, all global", *model, 1, 2048, 8192, dense, 8192))
+        found.append(Problem("prefill, all local", *model, 1, 2048, 8192, local, 8192))
         for batch in (1, 8):
-            found.append(Problem(f"decode batch {batch}, all global", *model, batch, 1, 8192, dense))
-        for length in (1024, 8192):
-            found.append(Problem(f"decode batch 8 at {length}, all local", *model, 8, 1, length, local))
+            found.append(Problem(f"decode batch {batch}, all global", *model, batch, 1, 8192, dense, 8192))
+        found.append(Problem("decode batch 8, all local", *model, 8, 1, 8192, local, 8192))
     # 13 of 90 KV heads global, as one call: a layer of that many heads.
     mixed = (GLOBAL_WINDOW,) * 13 + (WINDOW,) * 77
     length = 1024 if quick else 4096
     for name, windows in (("mixed", mixed), ("global", (GLOBAL_WINDOW,) * 90), ("local", (WINDOW,) * 90)):
-        found.append(Problem(f"prefill of 90 KV heads, {name}", 90, 90, 64, 1, length // 4, length, windows))
+        found.append(
+            Problem(f"prefill of 90 KV heads, {name}", 90, 90, 64, 1, length // 4, length, windows, length)
+        )
     return found
 
 
 def ours(problem: Problem) -> Callable[[], None]:
     """Our kernel on random tensors of the problem."""
     size, heads = problem.head_size, problem.kv_heads
-    pages = -(-problem.seq_len // PAGE_SIZE)
-    segment = problem.requests * pages * PAGE_SIZE * 2 * size
+    pages, pool_pages = (-(-length // PAGE_SIZE) for length in (problem.seq_len, problem.pool_len))
+    segment = problem.requests * pool_pages * PAGE_SIZE * 2 * size
     windows = torch.tensor(problem.windows, dtype=torch.int32)
     layout = SegmentLayout(
         pool=torch.randn(heads * segment).bfloat16(),
@@ -94,7 +101,9 @@ def ours(problem: Problem) -> Callable[[], None]:
     )
     tokens = problem.requests * problem.query_len
     batch = plan_batch(
-        torch.randperm(problem.requests * pages).int().view(1, problem.requests, pages),
+        torch.randperm(problem.requests * pool_pages)[: problem.requests * pages]
+        .int()
+        .view(1, problem.requests, pages),
         torch.arange(problem.requests + 1, dtype=torch.int32) * problem.query_len,
         torch.full((problem.requests,), problem.seq_len, dtype=torch.int32),
         tokens,
@@ -184,6 +193,8 @@ def measure(problem: Problem, repeats: int) -> dict[str, object]:
         calls["copy"] = copy(problem.kv_bytes)
         # A call of a few hundred microseconds needs more rounds for a steady median.
         repeats *= DECODE_ROUNDS
+        if GLOBAL_WINDOW not in problem.windows:
+            calls["ours, short context"] = ours(replace(problem, seq_len=SHORT_CONTEXT))
     samples = interleaved(calls, repeats)
     quartiles = {name: statistics.quantiles(times, n=4) for name, times in samples.items()}
     median = {name: q[1] for name, q in quartiles.items()}
@@ -196,6 +207,8 @@ def measure(problem: Problem, repeats: int) -> dict[str, object]:
     }
     if problem.query_len > 1 and set(problem.windows) == {GLOBAL_WINDOW}:
         row["gflops"] = {name: problem.flops / median[name] / 1e9 for name in ("ours", "stock")}
+    if "ours, short context" in median:
+        row["times_short_context"] = median["ours"] / median["ours, short context"]
     if "copy" in median:
         row["gigabytes_per_second"] = {
             name: problem.kv_bytes / median[name] / 1e9 for name in ("ours", "stock")
@@ -255,6 +268,8 @@ def main() -> None:
             speeds = rows[-1].get(key)
             if isinstance(speeds, dict):
                 numbers.append(f"{speeds['ours']:.1f} against {speeds['stock']:.1f} {unit}")
+        if "times_short_context" in rows[-1]:
+            numbers.append(f"{rows[-1]['times_short_context']:.2f} times its time at {SHORT_CONTEXT}")
         if "copy_gigabytes_per_second" in rows[-1]:
             numbers.append(f"copy {rows[-1]['copy_gigabytes_per_second']:.1f} GB/s")
         print(f"{problem.name:40} {size:12} " + ", ".join(numbers), flush=True)

@@ -2,6 +2,9 @@
 
 `python -m benchmarks.serve` writes benchmarks/results/serve_cpu.json and a plot beside it. vLLM on a CPU computes with
 one thread here (it reserves a core); every figure is for that. Prompts are never repeated, so no prefix is cached.
+
+With `--rows` the time to first token is measured for stock, head classes alone, row skipping alone and both, and a
+profile of one prefill of each says where the time goes; that is benchmarks/results/rows_cpu.json.
 """
 
 from __future__ import annotations
@@ -16,19 +19,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from openai import AsyncOpenAI
 from tokenizers import Tokenizer
 
+from benchmarks.ablation import Engines, ablated, breakdowns, predicted
 from benchmarks.machine import describe_machine
 from benchmarks.server import serving
 from tools.smollm2_folder import default_folder
+from vllm_redknot.cli.options import parse_rows
 from vllm_redknot.evals.texts import essays
 
 RESULTS = Path(__file__).parent / "results"
 HEADS = Path(__file__).parent / "heads" / "smollm2-needle13.json"
 """13 of 90 heads global, the others window 256 and sink 4."""
-BACKENDS = {"stock": "CPU_ATTN", "redknot": "REDKNOT"}
 Samples = dict[str, list[float]]
 """Scenario -> one figure per repetition."""
 
@@ -49,6 +54,7 @@ FULL = Plan(1, (512, 7500), 3, (32, 64, 64), (8, 6000, 96), (32, 4000, 16))
 QUICK = Plan(1, (512, 2000), 1, (8, 64, 24), (2, 1500, 24), (4, 1000, 8))
 
 
+MODES = ("eager", "compiled")
 SCENARIOS = ("ttft", "itl_short", "itl_long", "throughput")
 POOLS = ((2**31, SCENARIOS[:3]), (2**30, SCENARIOS[3:]))
 """Bytes of KV memory and what is measured with them: latency where all fits, throughput where stock has to queue."""
@@ -136,23 +142,24 @@ async def against(url: str, model: Path, plan: Plan, scenarios: Sequence[str], p
 
 
 def run(
-    model: Path, heads: Path | None, plan: Plan, scenarios: Sequence[str], compiled: bool
+    model: Path, engines: Engines, plan: Plan, scenarios: Sequence[str], compiled: bool
 ) -> dict[str, Samples]:
     """Stock and REDKNOT servers in turns; samples of all rounds."""
     prompts = Prompts(model)
-    merged: dict[str, Samples] = {name: {} for name in BACKENDS}
-    turns = ((pool, *backend) for pool in POOLS for _ in range(plan.rounds) for backend in BACKENDS.items())
-    for (kv_bytes, measurable), name, backend in turns:
+    merged: dict[str, Samples] = {name: {} for name in engines}
+    turns = ((pool, *engine) for pool in POOLS for _ in range(plan.rounds) for engine in engines.items())
+    for (kv_bytes, measurable), name, redknot in turns:
         wanted = [scenario for scenario in scenarios if scenario in measurable]
         if not wanted:
             continue
         flags = [
-            *("--attention-backend", backend, "--max-model-len", "8192", "--block-size", "32"),
+            *("--attention-backend", "CPU_ATTN" if redknot is None else "REDKNOT"),
+            *("--max-model-len", "8192", "--block-size", "32"),
             *("--kv-cache-memory-bytes", str(kv_bytes)),
             *([] if compiled else ["--enforce-eager"]),
         ]
-        if name == "redknot" and heads is not None:
-            flags += ["--additional-config", json.dumps({"redknot": {"heads": str(heads)}})]
+        if redknot:
+            flags += ["--additional-config", json.dumps({"redknot": redknot})]
         with (
             tempfile.TemporaryDirectory() as folder,
             serving(model, flags, Path(folder) / "log", timeout=600) as server,
@@ -163,13 +170,29 @@ def run(
     return merged
 
 
-def ratios(samples: dict[str, Samples]) -> dict[str, float]:
-    """Per scenario, how many times better REDKNOT is than stock: above 1 is better."""
+def ratios(samples: dict[str, Samples], engine: str = "redknot") -> dict[str, float]:
+    """Per scenario, how many times better an engine is than stock: above 1 is better."""
     result = {}
     for key in samples["stock"]:
-        stock, ours = (statistics.median(samples[name][key]) for name in ("stock", "redknot"))
+        stock, ours = (statistics.median(samples[name][key]) for name in ("stock", engine))
         result[key] = ours / stock if key.endswith("tokens_per_s") else stock / ours
     return result
+
+
+def run_ablation(
+    model: Path, heads: Path | None, rows: dict[str, Any], plan: Plan, compiled: bool
+) -> dict[str, Any]:
+    """Times to first token of stock, heads, rows and both, beside what arithmetic predicts, and where time goes."""
+    engines = ablated(model, heads, rows)
+    samples = run(model, engines, plan, SCENARIOS[:1], compiled)
+    return {
+        "rows": rows,
+        "samples": samples,
+        "times_better_than_stock": {name: ratios(samples, name) for name in engines},
+        "predicted": predicted(model, heads, rows, plan.ttft_lengths),
+        # The modules of a compiled model run as one graph: only an eager one can be taken apart.
+        "breakdown": breakdowns(model, engines, plan.ttft_lengths[-1]),
+    }
 
 
 def plot(modes: dict[str, dict[str, Samples]], path: Path) -> None:
@@ -200,29 +223,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-folder", type=Path, default=default_folder(), help="folder of the model")
     parser.add_argument("--quick", action="store_true", help="small prompts, one round")
-    parser.add_argument("--compiled", action="store_true", help="also with torch.compile, not only eager")
-    parser.add_argument("--output", type=Path, default=RESULTS / "serve_cpu.json", help="result file")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=MODES[:1],
+        help="eager, compiled with torch.compile, or both",
+    )
+    parser.add_argument("--output", type=Path, help="result file; benchmarks/results/{serve,rows}_cpu.json")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="what to measure")
     parser.add_argument("--heads", type=Path, default=HEADS, help="head-class file")
     parser.add_argument("--bundled", action="store_true", help="the bundled profile instead")
+    parser.add_argument(
+        "--rows", type=parse_rows, help="measure the ablation with this schedule of rows: JSON, or a file"
+    )
     arguments = parser.parse_args()
     heads = None if arguments.bundled else arguments.heads
     plan = QUICK if arguments.quick else FULL
-    modes = {"eager": run(arguments.model_folder, heads, plan, arguments.only, compiled=False)}
-    if arguments.compiled:
-        modes["compiled"] = run(arguments.model_folder, heads, plan, arguments.only, compiled=True)
-    document = {
+    output: Path = arguments.output or RESULTS / f"{'rows' if arguments.rows else 'serve'}_cpu.json"
+    document: dict[str, Any] = {
         "machine": describe_machine(),
         "threads": 1,
         "heads": "bundled profile" if heads is None else heads.name,
         "plan": plan.__dict__,
-        "scenarios": list(arguments.only),
-        "samples": modes,
-        "times_better_than_stock": {mode: ratios(samples) for mode, samples in modes.items()},
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    plot(modes, arguments.output.with_suffix(".png"))
+    if arguments.rows:
+        (mode,) = arguments.modes
+        found = run_ablation(arguments.model_folder, heads, arguments.rows, plan, mode == "compiled")
+        document |= {"mode": mode, **found}
+    else:
+        engines: Engines = {"stock": None, "redknot": {} if heads is None else {"heads": str(heads)}}
+        modes = {
+            mode: run(arguments.model_folder, engines, plan, arguments.only, compiled=mode == "compiled")
+            for mode in arguments.modes
+        }
+        document |= {
+            "scenarios": list(arguments.only),
+            "samples": modes,
+            "times_better_than_stock": {mode: ratios(samples) for mode, samples in modes.items()},
+        }
+        plot(modes, output.with_suffix(".png"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(document["times_better_than_stock"], indent=2))
 
 

@@ -46,6 +46,8 @@ def attention(document: dict[str, Any]) -> Iterator[str]:
         if "gigabytes_per_second" in result and result["global_heads"]:
             read, copied = result["gigabytes_per_second"]["ours"], result["copy_gigabytes_per_second"]
             note = f"reads {read:.1f} GB/s; a copy reads {copied / 2:.1f} and writes as much"
+        if "times_short_context" in result:
+            note = f"{result['times_short_context']:.2f} times its time at 1,024 tokens"
         name = f"{problem['name']}, {problem['heads']}/{problem['kv_heads']} x {problem['head_size']}"
         times = [f"{quartiles[who][1] * 1e3:.2f}" for who in ("ours", "stock")]
         rows.append([name, *times, f"{result['speedup']:.2f}", note])
@@ -56,16 +58,20 @@ def serving(document: dict[str, Any]) -> Iterator[str]:
     """Real servers, by mode."""
     yield "### Real servers"
     yield (
-        f"`serve_cpu.json`: SmolLM2-135M, {document['heads']} (needle13: 13 of 90 heads global, window 256); real"
-        " OpenAI servers one after the other, medians. `ttft`: one client, prompt length. `itl`: time between tokens"
-        " while all requests decode. Throughput: prompt and answer tokens with 1 GiB of KV memory."
+        f"`serve_cpu.json`, `serve_cpu_compiled.json`: SmolLM2-135M, {document['heads']} (needle13: 13 of 90 heads"
+        " global, window 256); real OpenAI servers one after the other, medians. `ttft`: one client, prompt length."
+        " `itl`: time between tokens while all requests decode. Throughput: prompt and answer tokens with 1 GiB of KV"
+        " memory."
     )
     yield ""
     rows = []
-    for mode, samples in document["samples"].items():
-        for key, times in document["times_better_than_stock"][mode].items():
-            stock, ours = (statistics.median(samples[who][key]) for who in ("stock", "redknot"))
-            rows.append([mode, key, f"{stock:.3f}", f"{ours:.3f}", f"{times:.2f}"])
+    compiled = RESULTS / "serve_cpu_compiled.json"
+    runs = [document, *([json.loads(compiled.read_text(encoding="utf-8"))] if compiled.is_file() else [])]
+    for measured in runs:
+        for mode, samples in measured["samples"].items():
+            for key, times in measured["times_better_than_stock"][mode].items():
+                stock, ours = (statistics.median(samples[who][key]) for who in ("stock", "redknot"))
+                rows.append([mode, key, f"{stock:.3f}", f"{ours:.3f}", f"{times:.2f}"])
     yield from table(["", "", "stock", "REDKNOT", "times better"], rows)
 
 
@@ -139,9 +145,49 @@ def overhead(document: dict[str, Any]) -> Iterator[str]:
     yield from table(["", "us"], [[name, str(value)] for name, value in document["median_us"].items()])
 
 
+def rows(document: dict[str, Any]) -> Iterator[str]:
+    """Heads and row skipping, each alone and both; then where the time of one prefill goes."""
+    yield "### Row skipping: the ablation"
+    schedule = json.dumps(document["rows"])
+    yield (
+        f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, `{schedule}`, {document['mode']}."
+        " Real OpenAI servers one after the other, medians of the time to first token of one client; FLOPs by the"
+        " published accounting (`redknot plan`)."
+    )
+    yield ""
+    samples, predicted = document["samples"], document["predicted"]
+    lines = []
+    for length in document["plan"]["ttft_lengths"]:
+        key = f"ttft_{length}_s"
+        flops = predicted["flops"][str(length)]
+        for name, times in document["times_better_than_stock"].items():
+            line = [str(length), name, f"{statistics.median(samples[name][key]):.3f}", f"{times[key]:.2f}"]
+            lines.append([*line, f"{flops['stock']['total'] / flops[name]['total']:.2f}"])
+    head = ["prompt", "", "seconds to first token", "times better", "times fewer FLOPs"]
+    yield from table(head, lines)
+    for length, skipped in predicted["rows_skipped"].items():
+        shares = f"{skipped['attention']:.1%} of all attention rows and {skipped['ffn']:.1%} of all FFN rows"
+        yield f"- {length} tokens: {shares} skipped."
+    yield ""
+    breakdown = document["breakdown"]
+    tokens = next(iter(breakdown.values()))["tokens"]
+    yield (
+        f"Where one prefill of {tokens} tokens spends its time, eager, in the engine's own process without a server:"
+        " seconds by kind of module, each without the modules inside of it."
+    )
+    yield ""
+    kinds = dict.fromkeys(kind for found in breakdown.values() for kind in found["seconds"])
+    lines = [
+        [kind, *(f"{found['seconds'].get(kind, 0.0):.2f}" for found in breakdown.values())] for kind in kinds
+    ]
+    lines.append(["all", *(f"{found['total']:.2f}" for found in breakdown.values())])
+    yield from table(["", *breakdown], lines)
+
+
 SECTIONS: Final = {
     "attention_cpu.json": attention,
     "serve_cpu.json": serving,
+    "rows_cpu.json": rows,
     "demo.json": demo,
     "memory.json": memory,
     "quality.json": quality,

@@ -152,6 +152,12 @@ def default_cache_dir(environ: Mapping[str, str]) -> str:
     return str((Path(root) if Path(root).is_absolute() else Path("~/.cache")) / "vllm-redknot")
 
 
+def prometheus_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """prometheus_client's folder for the metrics of several processes, where vLLM or its user has set one."""
+    folder = environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
+
+
 def _section(additional_config: Mapping[str, Any] | None) -> dict[str, Any]:
     # vLLM also allows an object of another platform here: it cannot hold our section.
     if not isinstance(additional_config, Mapping):

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from vllm_redknot.config import SECTION
-from vllm_redknot.heads.model_shape import ModelShape
+from vllm_redknot.heads.model_shape import LINEAR_KINDS, ModelShape
 from vllm_redknot.heads.resolve import ResolvedHeads, resolve_heads
 from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.refusals import (
@@ -21,13 +21,11 @@ from vllm_redknot.refusals import (
 )
 from vllm_redknot.reuse.gate import verified_boundary
 from vllm_redknot.reuse.setup import configure
+from vllm_redknot.rows.metrics import show_metrics
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
 
 logger = init_logger("vllm.redknot")
-
-LINEAR_KINDS = frozenset({"linear_attention", "mamba", "recurrent", "conv"})
-"""Values of a config's `layer_types` that have no KV heads."""
 
 
 class UnsupportedError(ValueError):
@@ -62,6 +60,7 @@ def check_engine_config(vllm_config: Any) -> None:
         _refuse(refusals_of_local_heads(vllm_config))
     if (rows := resolve_model_rows(vllm_config)) is not None:
         _refuse(refusals_of_rows(vllm_config, rows))
+        show_metrics(vllm_config)
     _state_rows(vllm_config, rows)
     reuse = settings_of(vllm_config).reuse
     if reuse != "off":

@@ -15,6 +15,34 @@ BLOCK_T = 16
 """Tokens per program: 16 rows of 128 two-byte elements are two 16-byte loads of K and of V per thread."""
 
 
+@triton.jit
+def slot_rows(
+    pool: tl.tensor,
+    head_base: tl.tensor,
+    head_group: tl.tensor,
+    slot_mappings: tl.tensor,
+    tokens: tl.tensor,
+    slot_group_stride: tl.tensor,
+    page_stride: tl.tensor,
+    token_stride: tl.tensor,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """What program (token tile, h) stores of KV head h, and where.
+
+    Returns:
+        (row, stored, target), each [BLOCK_T, 1]: the token as int64, whether its slot is one, a pointer to the slot's
+        key. Bases are multiples of 16 elements, so that rows are stored 16 bytes at a time.
+    """
+    head = tl.program_id(1)
+    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    group = tl.load(head_group + head)
+    slot = tl.load(slot_mappings + group * slot_group_stride + token, mask=token < tokens, other=-1)
+    base = tl.multiple_of(tl.load(head_base + head), 16)
+    target = pool + (base + (slot // PAGE_SIZE) * page_stride + (slot % PAGE_SIZE) * token_stride)[:, None]
+    return token.to(tl.int64)[:, None], (slot >= 0)[:, None], target
+
+
 @triton.jit(do_not_specialize=["tokens", "slot_group_stride"])
 def kv_write_kernel(
     key: tl.tensor,
@@ -38,21 +66,27 @@ def kv_write_kernel(
     BLOCK_T: tl.constexpr,
 ) -> None:
     """Program (token tile, h): BLOCK_T rows of KV head h to the slots that the head's group maps them to."""
+    row, live, target = slot_rows(
+        pool,
+        head_base,
+        head_group,
+        slot_mappings,
+        tokens,
+        slot_group_stride,
+        page_stride,
+        token_stride,
+        PAGE_SIZE,
+        BLOCK_T,
+    )
     head = tl.program_id(1)
-    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     lane = tl.arange(0, BLOCK_D)
-    group = tl.load(head_group + head)
-    slot = tl.load(slot_mappings + group * slot_group_stride + token, mask=token < tokens, other=-1)
-    stored = (slot >= 0)[:, None] & (lane < HEAD_SIZE)[None, :]
-    row = token.to(tl.int64)[:, None]
+    stored = live & (lane < HEAD_SIZE)[None, :]
     keys = tl.load(
         key + row * key_token_stride + head * key_head_stride + lane[None, :], mask=stored, other=0.0
     )
     values = tl.load(
         value + row * value_token_stride + head * value_head_stride + lane[None, :], mask=stored, other=0.0
     )
-    base = tl.multiple_of(tl.load(head_base + head), 16)
-    target = pool + (base + (slot // PAGE_SIZE) * page_stride + (slot % PAGE_SIZE) * token_stride)[:, None]
     tl.store(target + lane[None, :], keys.to(pool.dtype.element_ty), mask=stored)
     tl.store(target + value_offset + lane[None, :], values.to(pool.dtype.element_ty), mask=stored)
 

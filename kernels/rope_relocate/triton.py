@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_redknot.kernels.kv_write.triton import BLOCK_T, kv_write_launch
+from vllm_redknot.kernels.kv_write.triton import BLOCK_T, kv_write_launch, slot_rows
 from vllm_redknot.kernels.layout import SegmentLayout
 from vllm_redknot.kernels.rope_relocate.rotation import Turn
 from vllm_redknot.kernels.triton_launch import TritonLaunch
@@ -42,15 +42,20 @@ def rope_relocate_kernel(
     BLOCK_T: tl.constexpr,
 ) -> None:
     """Program (token tile, h): BLOCK_T rows of KV head h, turned, to the slots that the head's group maps them to."""
+    row, live, target = slot_rows(
+        pool,
+        head_base,
+        head_group,
+        slot_mappings,
+        tokens,
+        slot_group_stride,
+        page_stride,
+        token_stride,
+        PAGE_SIZE,
+        BLOCK_T,
+    )
     head = tl.program_id(1)
-    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     lane = tl.arange(0, BLOCK_D)
-    group = tl.load(head_group + head)
-    slot = tl.load(slot_mappings + group * slot_group_stride + token, mask=token < tokens, other=-1)
-    live = (slot >= 0)[:, None]
-    row = token.to(tl.int64)[:, None]
-    base = tl.multiple_of(tl.load(head_base + head), 16)
-    target = pool + (base + (slot // PAGE_SIZE) * page_stride + (slot % PAGE_SIZE) * token_stride)[:, None]
     source = key + row * key_token_stride + head * key_head_stride
 
     stored = live & (lane < HEAD_SIZE)[None, :]

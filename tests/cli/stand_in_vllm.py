@@ -15,16 +15,32 @@ MISSING_MODULE, FAILED_REQUESTS, ASLEEP, NEVER_TOGETHER, NO_RESULT = 113, 114, 1
 """Prompt lengths at which the client does so."""
 
 
+ROWS = {
+    ("attention", "computed"): 90,
+    ("attention", "skipped"): 10,
+    ("ffn", "computed"): 60,
+    ("ffn", "skipped"): 40,
+}
+"""What a server that skips rows has counted in each of two layers."""
+METRICS = "".join(
+    f'vllm:redknot_prefill_rows_total{{kind="{kind}",layer="{layer}",outcome="{outcome}"}} {count}.0\n'
+    for (kind, outcome), count in ROWS.items()
+    for layer in range(2)
+)
+
+
 class Handler(BaseHTTPRequestHandler):
     """Healthy, and a completion for any question."""
 
-    def answer(self) -> None:
+    metrics = "# HELP something_else\n"
+
+    def answer(self, text: str = "{}") -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(text.encode())
 
     def do_GET(self) -> None:
-        self.answer()
+        self.answer(self.metrics if self.path == "/metrics" else "{}")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -42,15 +58,19 @@ def serve(arguments: list[str]) -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--attention-backend", default="stock")
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--additional-config", type=json.loads, default={})
     parser.add_argument("--diary", type=Path)
     parser.add_argument("--die", action="store_true")
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--port-taken-once", type=Path)
     given, _ = parser.parse_known_args(arguments)
     assert given.host == "127.0.0.1"
+    settings = given.additional_config.get("redknot", {})
+    if isinstance(settings.get("rows"), dict):
+        Handler.metrics += METRICS
     if given.diary:
         with given.diary.open("a") as diary:
-            diary.write(f"{given.attention_backend} {os.getpid()}\n")
+            diary.write(f"{given.attention_backend} {os.getpid()} {json.dumps(settings)}\n")
     if given.die:
         print("\n".join(f"line {number}" for number in range(100)), "\n\x1b[31mout of luck", sep="")
         raise SystemExit(3)

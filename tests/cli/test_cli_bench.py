@@ -84,6 +84,58 @@ def test_a_document_has_a_row_for_every_workload(bench: Bench, tmp_path: Path) -
     )
 
 
+ROWS = ("--rows", '{"ffn_from": 2, "attention_from": 3}')
+
+
+def test_an_ablation_has_every_part_beside_stock(bench: Bench, tmp_path: Path, heads_file: Path) -> None:
+    result = bench(*ROWS, "--ablation", "--rounds", "2", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert diary(tmp_path) == ["stock", *["REDKNOT"] * 6, "stock"]
+    told = [json.loads(line.split(maxsplit=2)[2]) for line in (tmp_path / "diary").read_text().splitlines()]
+    schedule = {"ffn_from": 2, "attention_from": 3, "sink": 4, "recent": 128}
+    heads, rows, both = told[1:4]
+    assert heads == {"heads": str(heads_file), "rows": "off"}
+    assert rows == {"heads": "all-global", "rows": schedule}
+    assert both == {"heads": str(heads_file), "rows": {"ffn_from": 2, "attention_from": 3}}
+    assert told[4:] == [both, rows, heads, {}]
+    assert document["row_schedule"] == schedule
+    skipped = {"attention": 0.1, "ffn": 0.4}
+    parts = document["ablation"]
+    assert list(parts) == ["heads", "rows", "both"]
+    assert [part["rows_skipped"] for part in parts.values()] == [None, skipped, skipped]
+    assert [part["row_schedule"] for part in parts.values()] == [None, schedule, schedule]
+    assert document["rows_skipped"] == skipped
+    assert parts["both"]["kv_share"] == document["heads"]["kv_share"] == 8 / 20
+    for row in document["rows"]:
+        assert list(row["ablation"]) == ["heads", "rows", "both"]
+        assert row["ablation"]["both"] == {**row["redknot"], "ratio": row["ratio"]}
+        assert len(row["ablation"]["rows"]["samples"]) == len(row["stock"]["samples"])
+    shown = bench(*ROWS, "--ablation", "--rounds", "2").stdout
+    assert "Rows skipped in prefill: 10.0% of attention, 40.0% of ffn." in shown
+    assert "0.75 (1.00x)" in shown
+
+
+def test_rows_without_an_ablation_are_one_configuration(bench: Bench, tmp_path: Path) -> None:
+    document = json.loads(bench(*ROWS, "--rounds", "1", "--json").stdout)
+    assert diary(tmp_path) == ["stock", "REDKNOT"]
+    assert document["ablation"] is None
+    assert document["rows_skipped"] == {"attention": 0.1, "ffn": 0.4}
+    assert all(row["ablation"] is None for row in document["rows"])
+
+
+def test_a_folder_of_another_schedule_is_refused(bench: Bench) -> None:
+    assert bench(*ROWS, "--rounds", "1").exit_code == 0
+    assert "is of another measurement (row_schedule" in bench("--rounds", "1").stderr
+
+
+def test_an_ablation_without_a_schedule_is_refused_before_a_server_starts(
+    bench: Bench, tmp_path: Path
+) -> None:
+    assert "there is no schedule of rows: give --rows" in bench("--ablation").stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_in_a_document_is_a_path_of_this_machine(bench: Bench, tmp_path: Path) -> None:
     document = json.loads(bench("--json", "--rounds", "1").stdout)
     # The flags that the user gave are the user's.
@@ -219,7 +271,7 @@ def test_without_vllm_the_remedy_is_named(bench: Bench, monkeypatch: pytest.Monk
 
 def test_memory_that_does_not_suffice_is_foreseen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "has_gpu", lambda: False)
-    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 2**30)
     result = bench()
     assert result.exit_code == 1
     assert "a server needs about 2.0 GiB" in result.stderr

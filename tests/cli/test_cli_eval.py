@@ -131,6 +131,61 @@ def test_one_suite_alone(ready: Run) -> None:
     assert document["choices"]["window"] is None
 
 
+ROWS = ("--rows", '{"ffn_from": 20, "attention_from": 24}')
+
+
+def test_an_ablation_has_every_part_beside_stock(ready: Run, started: list[str], tmp_path: Path) -> None:
+    result = ready("--json", *NEEDLE, *ROWS, "--ablation")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert started == ["stock", "heads", "rows", "REDKNOT"]
+    ablation = document["ablation"]
+    assert list(ablation) == ["heads", "rows", "both"]
+    schedule = {"ffn_from": 20, "attention_from": 24, "sink": 4, "recent": 128}
+    assert [part["row_schedule"] for part in ablation.values()] == [None, schedule, schedule]
+    assert document["row_schedule"] == schedule
+    assert ablation["rows"]["kv_share"] == 1.0 > ablation["heads"]["kv_share"] == ablation["both"]["kv_share"]
+    assert ablation["both"]["suites"] == document["suites"]
+    for part in ablation.values():
+        assert {(cell["task"], cell["n"]) for cell in part["suites"]["needle"] if cell["depth"] is None} == {
+            ("needle", 6),
+            ("named", 6),
+        }
+    assert "prompt logprobs" in document["notes"]["rows"]
+    told = json.loads((tmp_path / "run" / "answers-rows.jsonl").read_text().splitlines()[0])
+    assert told["settings"] == {"rows": schedule}
+
+
+def test_the_table_of_an_ablation_has_a_column_each_and_marks_what_differs(ready: Run) -> None:
+    text = " ".join(ready(*NEEDLE, *ROWS, "--ablation", width=200).stdout.split())
+    assert "metric length n stock heads rows both" in text
+    cell = r"0.500 \[0\.\d+, 0\.\d+\] \*"
+    assert re.search(rf"found 600 6 1.000 \[1.000, 1.000\] {cell} {cell} {cell}", text)
+    assert "KV bytes of stock's: heads" in text
+
+
+def test_an_ablation_goes_on_from_a_plain_run_and_another_schedule_does_not(
+    ready: Run, started: list[str]
+) -> None:
+    assert ready(*NEEDLE, *ROWS).exit_code == 0
+    assert ready(*NEEDLE, *ROWS, "--ablation").exit_code == 0
+    assert started == ["stock", "REDKNOT", "stock", "heads", "rows", "REDKNOT"]
+    other = ready(*NEEDLE, "--rows", '{"ffn_from": 21}')
+    assert other.exit_code == 1
+    assert "answers-redknot.jsonl: belongs to another run" in other.stderr
+    assert "rows was" in other.stderr
+
+
+def test_without_rows_the_document_has_no_ablation(ready: Run) -> None:
+    document = json.loads(ready("--json", *NEEDLE).stdout)
+    assert document["ablation"] is document["row_schedule"] is document["notes"]["rows"] is None
+
+
+def test_that_fidelity_says_nothing_of_rows_is_told(ready: Run) -> None:
+    text = " ".join(ready("--suite", "fidelity", *ROWS, width=160).stdout.split())
+    assert "Of row skipping: fidelity asks for prompt logprobs, and such a request skips no rows" in text
+
+
 def test_a_crash_of_an_engine_is_one_line(
     fails: Callable[..., str], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +217,8 @@ def test_a_crash_of_an_engine_is_one_line(
         (("--block-size", "24"), 2, "--block-size is 24: REDKNOT has pages of a multiple of 16"),
         (("--lengths", "20", "--suite", "needle"), 1, "length is 20: the needles alone take"),
         (("--batched-tokens", "1000000"), 1, "of logits"),
+        (("--ablation",), 1, "there is no schedule of rows: give --rows"),
+        (("--rows", '{"ffn_from": 30}'), 1, "rows.ffn_from is 30: the model's layers are 0 to 29"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_engine_starts(

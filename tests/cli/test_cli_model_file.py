@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import WriteModel
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.model_file import HEAD_SIZES, LINEAR_KINDS, is_model_folder, read_model
+from vllm_redknot.cli.model_file import HEAD_SIZES, is_model_folder, read_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -54,11 +54,9 @@ def test_the_test_model_has_the_shape_vllm_sees(model_path: Path) -> None:
     assert read_model(model_path).shape == model_shape(model_config)
 
 
-def test_constants_that_vllm_and_torch_keep_out_of_reach_agree() -> None:
-    from vllm_redknot import support
+def test_head_sizes_are_those_of_the_kernels_which_need_torch() -> None:
     from vllm_redknot.kernels import layout
 
-    assert support.LINEAR_KINDS == LINEAR_KINDS
     assert layout.HEAD_SIZES == HEAD_SIZES
 
 

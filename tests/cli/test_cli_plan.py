@@ -14,7 +14,7 @@ from vllm_redknot.kvcache.capacity import PageFormat, Workload, capacity
 
 COST_KEYS = {
     *("request_bytes", "closed_form_bytes", "groups", "padding_slots", "promoted_segments", "sessions"),
-    *("cached_tokens", "prefill_attention_flops", "decode_attention_flops"),
+    *("cached_tokens", "prefill_attention_flops", "decode_attention_flops", "prefill_flops"),
 }
 SHAPE = ("--layers", "4", "--kv-heads", "2", "--query-heads", "8", "--head-dim", "64")
 
@@ -39,6 +39,11 @@ def test_the_keys_are_the_same_however_the_model_is_given(
     for document in documents:
         for row in document["contexts"]:
             assert set(row["redknot"]) == set(row["stock"]) == COST_KEYS
+    # Only a model's folder says how wide its FFN is.
+    for row in documents[0]["contexts"]:
+        for side in ("redknot", "stock"):
+            assert set(row[side]["prefill_flops"]) == {"projections", "ffn", "attention", "total"}
+            row[side]["prefill_flops"] = None
     assert documents[0]["contexts"] == documents[1]["contexts"]
 
 
@@ -185,3 +190,54 @@ def test_numbers_that_contradict_are_refused(
     assert "without MODEL" in fails("plan", write_model(), "--layers", "4", status=2)
     mla = shared_data / "head_class" / "dsv4_safe_stride8.json"
     assert "share one KV cache" in fails("plan", "--heads", mla, "--head-dim", "64")
+
+
+ROWS = '{"ffn_from": 2, "attention_from": 3, "sink": 4, "recent": 124}'
+
+
+def test_rows_skipped_are_told_with_the_flops_they_save(
+    redknot: Run, write_model: WriteModel, heads_file: Path
+) -> None:
+    document = planned(
+        redknot, write_model(), "--heads", heads_file, "--rows", ROWS, "--contexts", "64,1K,8K"
+    )
+    assert document["row_schedule"] == json.loads(ROWS)
+    short, middle, long = document["contexts"]
+    assert short["rows_skipped"] == {"attention": 0.0, "ffn": 0.0}
+    assert short["prefill_flops_with_rows"] == short["redknot"]["prefill_flops"]
+    # Of 4 layers one skips attention and two the FFN, for 896 of 1024 tokens.
+    assert middle["rows_skipped"] == {"attention": 0.25 * 0.875, "ffn": 0.5 * 0.875}
+    heads, both = long["redknot"]["prefill_flops"], long["prefill_flops_with_rows"]
+    assert both["ffn"] == round(heads["ffn"] * (1 - long["rows_skipped"]["ffn"]))
+    assert both["projections"] < heads["projections"]
+    assert both["total"] < heads["total"] < long["stock"]["prefill_flops"]["total"]
+    without = planned(redknot, write_model(), "--heads", heads_file, "--contexts", "8K")
+    assert without["row_schedule"] is None
+    (row,) = without["contexts"]
+    assert row["rows_skipped"] is row["prefill_flops_with_rows"] is None
+    assert row["redknot"] == long["redknot"]
+
+
+def test_a_schedule_in_the_head_file_is_planned_and_may_be_turned_off(redknot: Run, heads_file: Path) -> None:
+    document = json.loads(heads_file.read_text())
+    document["sections"]["rows"] = json.loads(ROWS)
+    heads_file.write_text(json.dumps(document))
+    way = ("--heads", heads_file, "--query-heads", "8", "--head-dim", "64")
+    assert planned(redknot, *way)["row_schedule"] == json.loads(ROWS)
+    assert planned(redknot, *way, "--rows", "off")["row_schedule"] is None
+
+
+def test_people_read_what_rows_save(redknot: Run, write_model: WriteModel, heads_file: Path) -> None:
+    shown = redknot("plan", write_model(), "--heads", heads_file, "--rows", ROWS, "--contexts", "1K").stdout
+    assert "FLOPs of one prefill: projections, FFN and attention" in shown
+    assert "21.9%  43.8%" in shown
+
+
+def test_a_schedule_that_does_not_fit_is_one_line(
+    fails: Callable[..., str], heads_file: Path, write_model: WriteModel
+) -> None:
+    way = ("--heads", heads_file, "--query-heads", "8", "--head-dim", "64")
+    assert "rows.ffn_from is 9" in fails("plan", *way, "--rows", '{"ffn_from": 9}')
+    assert "rows.ffn_from is 9" in fails("plan", write_model(), "--rows", '{"ffn_from": 9}')
+    assert "redknot.rows is" in fails("plan", *way, "--rows", '{"ffn_form": 9}', status=2)
+    assert "no JSON object" in fails("plan", *way, "--rows", "{", status=2)

@@ -1,10 +1,12 @@
 """`redknot profile`: what it refuses before it loads a model."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
+from tests.profiler.foreign_attention import FOREIGN
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,21 @@ def test_an_output_that_is_there_is_not_replaced(redknot: Run, model_path: Path,
     assert result.exit_code == 1
     assert "--force to replace it" in result.stderr
     assert output.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a sliding window in every layer", "(mistral) has layers with a sliding window of their own"),
+        ("soft caps alone", "(gemma2) has soft-capped attention scores (attn_logit_softcapping 50.0)"),
+        ("chunked attention", "(llama4_text) has 3 of 4 layers with chunked local attention"),
+        ("latent attention", "REDKNOT does not serve MLA models: there is nothing to profile in"),
+    ],
+)
+def test_a_model_whose_heads_cannot_be_scored_is_refused_by_name(
+    fails: Callable[..., str], tmp_path: Path, name: str, said: str
+) -> None:
+    folder = tmp_path / "model"
+    FOREIGN[name][0].save_pretrained(folder)
+    assert said in fails("profile", folder, "-o", tmp_path / "heads.json")
+    assert list(tmp_path.iterdir()) == [folder]

@@ -123,7 +123,7 @@ def test_wrong_usage_is_status_2(fails: Fails, segments: Path) -> None:
     assert "lsx" in fails("store", "lsx", status=2)
 
 
-@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+@pytest.mark.parametrize("command", ["add", "ls", "verify", "gc"])
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_every_store_command_explains_itself_at_any_width(redknot: Run, command: str, width: int) -> None:
     result = redknot("store", command, "--help", width=width)

@@ -1,4 +1,4 @@
-"""Token-id prompts cut from natural text."""
+"""Token-id prompts cut from natural text, and the small model of the reuse tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from tests.engine.reuse_world import World
 from vllm_redknot.evals.texts import essays
 
 Cut = Callable[[int, int], list[int]]
@@ -21,3 +22,9 @@ def cut(model_path: Path) -> Cut:
         return list(ids[start : start + length])
 
     return prompt
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A small random model with local heads, of the module's own: its token ids are drawn in the order of asking."""
+    return World(tmp_path_factory.mktemp("world"))

@@ -14,18 +14,14 @@ State = list[list[tuple[int, int] | None]]
 """Per layer and KV head: (window, sink), or None for a head that sees everything."""
 
 
-def _attention(
-    module: Any,
+def masked_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: Any,
+    heads: list[tuple[int, int] | None],
     scaling: float,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """query [1, Hq, T, D], key and value [1, H, T, D]; every head gets its own [T, T] mask."""
-    del mask, kwargs
-    heads: list[tuple[int, int] | None] = module.redknot_heads
+) -> torch.Tensor:
+    """query [1, Hq, T, D], key and value [1, H, T, D] -> [1, T, Hq, D]; every head gets its own [T, T] mask."""
     length, ratio = query.shape[2], query.shape[1] // key.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
     rows = []
@@ -38,7 +34,21 @@ def _attention(
         scores = (query[0, index] @ key[0, head].T).float() * scaling
         weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1).to(value.dtype)
         rows.append(weights @ value[0, head])
-    return torch.stack(rows, dim=1)[None], None
+    return torch.stack(rows, dim=1)[None]
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' contract."""
+    del mask, kwargs
+    return masked_attention(query, key, value, module.redknot_heads, scaling), None
 
 
 class MaskedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,3 +109,21 @@ def worker() -> Any:
 def leases(reuse: Any) -> int:
     """Segments that a worker has in use."""
     return len(reuse.store._catalog.memory.leased)
+
+
+def assert_nothing_held(server: Engine) -> None:
+    """No request is tracked, no lease is out, no document half read, every page free."""
+    # Releases of the last requests travel with the next step.
+    ask(server, [1, 2, 3], "off", max_tokens=1)
+    assert server.llm.reset_prefix_cache()
+    pool = server.scheduler.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+    assert not connector(server).tracker._requests
+    assert not connector(server).tracker._open
+    # Segments that are being written, or just found for a request that is gone, are given back in threads.
+    assert worker().store.flush()
+    until = time.monotonic() + 20
+    while leases(worker()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert leases(worker()) == 0
+    assert not worker()._readers

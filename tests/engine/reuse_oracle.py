@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM
 
+from tests.engine.oracle import State, masked_attention
+
 NAME = "explicit_reuse"
-State = list[list[tuple[int, int] | None]]
-"""Per layer and KV head: (window, sink), or None for a head that sees everything."""
 Clean = list[tuple[int, int, int]]
 """Per document: its first token in the prompt, the first that is not recomputed, its end."""
 
@@ -29,22 +29,12 @@ def _attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, Hq, T, D], key and value [1, H, T, D]."""
+    """transformers' contract: query [1, Hq, T, D], key and value [1, H, T, D]."""
     del mask, kwargs
     for begin, end, old_key, old_value in module.redknot_stored:
         key[:, :, begin:end], value[:, :, begin:end] = old_key, old_value
     module.redknot_seen = key.clone(), value.clone()
-    length, ratio = query.shape[2], query.shape[1] // key.shape[1]
-    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    rows = []
-    for index in range(query.shape[1]):
-        allowed = distance >= 0
-        if (limits := module.redknot_heads[index // ratio]) is not None:
-            allowed = allowed & ((distance < limits[0]) | (torch.arange(length) < limits[1]))
-        scores = (query[0, index] @ key[0, index // ratio].T).float() * scaling
-        weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1).to(value.dtype)
-        rows.append(weights @ value[0, index // ratio])
-    return torch.stack(rows, dim=1)[None], None
+    return masked_attention(query, key, value, module.redknot_heads, scaling), None
 
 
 class ReuseModel:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.engine.harness import Completion
 from tests.engine.oracle import MaskedModel, State
+
+if TYPE_CHECKING:
+    # Imports vLLM, which tests of the profiler do not need.
+    from tests.engine.harness import Completion
 
 
 class SkippingModel(MaskedModel):

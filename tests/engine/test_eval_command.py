@@ -81,3 +81,32 @@ def test_what_head_classes_cost_is_seen(model_path: Path, tmp_path: Path) -> Non
         assert abs(same[task, "nll"]["difference"]["value"]) < 0.1
     log = (tmp_path / "global" / "stock.log").read_text()
     assert "REDKNOT" not in log
+
+
+def test_an_ablation_tells_heads_from_rows(model_path: Path, tmp_path: Path) -> None:
+    """Local heads alone lose the needle; rows that skip the whole FFN do as well, and each part shows its own loss."""
+    command = [
+        *(sys.executable, "-m", "vllm_redknot.cli", "eval", str(model_path), "--json", "--ablation"),
+        *("--heads", str(write(tmp_path, [[(64, 4)] * 3] * 30)), "--rows", '{"ffn_from": 24, "recent": 32}'),
+        *("--output", str(tmp_path / "run"), "--suite", "needle", "--lengths", "400", "--limit", "1"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    parts = {
+        name: {
+            (cell["task"], cell["metric"]): cell["redknot"]["value"]
+            for cell in part["suites"]["needle"]
+            if cell["depth"] is None
+        }
+        for name, part in document["ablation"].items()
+    }
+    nll = {name: part["needle", "nll"] for name, part in parts.items()}
+    stock = next(cell["stock"]["value"] for cell in document["suites"]["needle"] if cell["metric"] == "nll")
+    assert nll["heads"] > stock + 1
+    assert abs(nll["rows"] - stock) < 0.5
+    assert nll["rows"] != stock
+    assert nll["both"] != nll["heads"]
+    for name, skips in (("stock", False), ("heads", False), ("rows", True), ("redknot", True)):
+        log = (tmp_path / "run" / f"{name}.log").read_text()
+        assert ("rows of long prompts" in log) is skips

@@ -89,7 +89,8 @@ def test_sigterm_ends_the_server_and_its_processes_cleanly(server: Server) -> No
         time.sleep(0.5)
     assert not group_alive(server.process.pid)
     log = server.log.read_text()
-    assert "Traceback" not in log
+    # vLLM's own output loop may report that the engine it was told to end has ended; nothing else may fail.
+    assert log.count("Traceback") == log.count("EngineDeadError: ")
     assert "REDKNOT: 90 head segments" in log
 
 

@@ -35,6 +35,28 @@ def test_documents_stored_where_they_stood_give_the_dense_answer_there(chunk: in
         assert worker().store.counters().stored == 2
 
 
+def test_a_document_that_overlaps_a_stored_one_is_stored_whole_where_a_request_reuses_nothing(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path)
+    first = world.tokens(150)
+    second = [*first, *world.tokens(60)]
+    with reusing(world.folder, tmp_path / "store", world.heads, {"min_reuse": 31}, **LIMITS) as server:
+        ask(server, first, {"spans": [[0, 150]]}, max_tokens=1)
+        server.llm.reset_prefix_cache()
+        ask(server, second, {"spans": [[0, 210]]}, max_tokens=1)
+        assert worker().store.counters().stored == 1
+        server.llm.reset_prefix_cache()
+        alone = ask(server, second, {"spans": [[0, 210]], "reuse": False}, max_tokens=1)
+        assert (alone.reused, worker().store.counters().stored) == (0, 2)
+        server.llm.reset_prefix_cache()
+        again = ask(server, second, {"spans": [[0, 210]], "reuse": False}, max_tokens=1)
+        assert (again.reused, worker().store.counters().stored) == (0, 2)
+        server.llm.reset_prefix_cache()
+        # A prompt's last token is always computed.
+        assert ask(server, second, {"spans": [[0, 210]]}).reused == 209
+
+
 def test_a_server_that_stores_only_what_begins_a_prompt_stores_nothing_else(tmp_path: Path) -> None:
     world = World(tmp_path)
     document, question = world.tokens(150), world.tokens(20)

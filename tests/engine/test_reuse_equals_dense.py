@@ -11,11 +11,6 @@ from tests.engine.reuse_world import LIMITS, World
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
-
-
 @pytest.fixture(scope="module", params=["global", "local"])
 def server(
     request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory

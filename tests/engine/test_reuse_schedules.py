@@ -1,6 +1,5 @@
 """Reuse with batches, chunks, several samples, preemption and aborts: the same answers, and no page lost."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,16 @@ from tests.engine.reuse_engine import (
     Question,
     ask,
     ask_all,
+    assert_nothing_held,
     connector,
-    leases,
     marks,
     params,
     reusing,
     store_alone,
-    worker,
 )
 from tests.engine.reuse_world import LIMITS, World
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +59,6 @@ def expected(
         assert all(answer.reused > 0 for answer in answers)
         assert_nothing_held(server)
         return answers
-
-
-def assert_nothing_held(server: Engine) -> None:
-    """No request is tracked, no lease is out, no document half read, every page free."""
-    # Releases of the last requests travel with the next step.
-    ask(server, [1, 2, 3], "off", max_tokens=1)
-    assert server.llm.reset_prefix_cache()
-    pool = server.scheduler.kv_cache_manager.block_pool
-    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
-    assert not connector(server).tracker._requests
-    assert not connector(server).tracker._open
-    # Segments that are being written, or just found for a request that is gone, are given back in threads.
-    assert worker().store.flush()
-    until = time.monotonic() + 20
-    while leases(worker()) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert leases(worker()) == 0
-    assert not worker()._readers
 
 
 @pytest.mark.parametrize(("chunk", "prefix_caching"), [(48, True), (48, False), (512, True)])

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.reuse_client import metrics
+from benchmarks.reuse_trace_runs import PREFIX
 from benchmarks.server import Server, serving
 from tests.engine.conftest import Cut
 from vllm_redknot.reuse.scope import FILE_NAME
@@ -75,6 +78,33 @@ def test_documents_sent_alone_are_reused_in_another_order_and_the_response_says_
     assert len(list(store.rglob("*.safetensors"))) == 2
 
 
+def test_metrics_say_what_was_reused_and_what_is_held(server: Server, model_path: Path, cut: Cut) -> None:
+    document, question = cut(12_000, 300), cut(15_000, 20)
+    before = metrics(server)
+    complete(server, model_path, document, {"spans": [[0, 300]]}, max_tokens=1)
+    complete(server, model_path, [*question, *document, *question], {"spans": [[20, 320]]})
+    complete(server, model_path, cut(20_000, 100), "off")
+
+    def grown(name: str) -> float:
+        return metrics(server)[PREFIX + name] - before[PREFIX + name]
+
+    assert grown('tokens_total{kind="segment"}') == 300 - 16
+    assert grown('tokens_total{kind="prefix"}') == 0
+    assert grown('tokens_total{kind="recomputed"}') == 300 + 56 + 100
+    assert grown('hits_total{tier="memory"}') == 1
+    assert grown("stored_total") == 1
+    assert grown("requests_total") == 3
+    assert grown("served_bytes_total") == grown('store_bytes{tier="memory"}') > 2**20
+    assert grown("faults_total") == grown('misses_total{reason="corrupt"}') == 0
+    # The file is written in the background, and metrics come with steps.
+    until = time.monotonic() + 30
+    while grown('store_bytes{tier="disk"}') == 0 or metrics(server)[PREFIX + "leases"]:
+        assert time.monotonic() < until
+        complete(server, model_path, cut(21_000, 3), "off", max_tokens=1)
+    assert grown("written_bytes_total") > grown('store_bytes{tier="disk"}') > 2**20
+    assert metrics(server)[PREFIX + "segments"] == before[PREFIX + "segments"] + 1
+
+
 def test_a_wish_that_makes_no_sense_is_answered_and_explained(
     server: Server, model_path: Path, cut: Cut
 ) -> None:
@@ -86,5 +116,5 @@ def test_a_server_that_is_ended_leaves_whole_segments(server: Server, store: Pat
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     files = [path.name for path in store.rglob("*") if path.is_file() and path.name.endswith(".safetensors")]
-    assert len(files) == 2
+    assert len(files) == 3
     assert all(FILE_NAME.fullmatch(name) for name in files)

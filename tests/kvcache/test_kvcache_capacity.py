@@ -90,7 +90,6 @@ def test_a_profile_costs_the_sum_of_its_heads() -> None:
     assert found == Capacity((2 * 63 + 4 * 10) * 8 * KIB, 6 * 63 * 8 * KIB)
     assert found.kept_share == pytest.approx(166 / 378)
     assert found.concurrency(GIB) == pytest.approx(GIB / (166 * 8 * KIB))
-    assert found.dense_concurrency(GIB) == pytest.approx(GIB / (378 * 8 * KIB))
 
 
 def test_a_dense_prefix_counts_as_global() -> None:

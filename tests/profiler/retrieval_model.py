@@ -25,7 +25,7 @@ ROPE_THETA = 1e9
 Place = tuple[int, int]
 
 
-def _rotation_pairs() -> tuple[list[int], list[int]]:
+def rotation_pairs() -> tuple[list[int], list[int]]:
     """Dimensions of a head that turn fast, and those that hardly turn over a few thousand tokens."""
     half = HEAD_DIM // 2
     fast = [*range(16), *range(half, half + 16)]
@@ -52,7 +52,7 @@ def _write_previous_token_head(layer: torch.nn.Module, head: int) -> None:
 def _write_induction_head(layer: torch.nn.Module, head: int) -> None:
     attention = layer.self_attn
     row = head * HEAD_DIM
-    _, slow = _rotation_pairs()
+    _, slow = rotation_pairs()
     for token in range(VOCABULARY):
         attention.q_proj.weight[row + slow[token], CURRENT + token] = SHARPNESS**0.5
         attention.k_proj.weight[row + slow[token], PREVIOUS + token] = SHARPNESS**0.5

@@ -56,6 +56,48 @@ def evaluation() -> dict[str, Any]:
     }
 
 
+def ablated_evaluation() -> dict[str, Any]:
+    """An evaluation with every part beside stock."""
+    document = evaluation()
+    parts: dict[str, Any] = {}
+    for name, share, found in (("heads", 0.273, 0.72), ("rows", 1.0, 0.91), ("both", 0.273, 0.63)):
+        cells = [cell("single needle", length, None, 1.0, found) for length in LENGTHS]
+        schedule = None if name == "heads" else {"ffn_from": 8}
+        parts[name] = {
+            "description": f"what {name} is",
+            "kv_share": share,
+            "row_schedule": schedule,
+            "suites": {"needle": cells},
+        }
+    return {**document, "row_schedule": {"ffn_from": 8}, "ablation": parts}
+
+
+def ablated_bench() -> dict[str, Any]:
+    """Rows with every part beside stock."""
+    document = bench()
+    for row in document["rows"]:
+        stock = row["stock"]["median"]
+        row["ablation"] = {
+            name: {"median": ratio * stock, "samples": [ratio * stock], "ratio": ratio}
+            for name, ratio in (("heads", 0.5), ("rows", 0.75), ("both", 0.25))
+        }
+    parts = {
+        name: {
+            "description": f"what {name} is",
+            "kv_share": 0.5,
+            "row_schedule": schedule,
+            "rows_skipped": skipped,
+        }
+        for name, schedule, skipped in (
+            ("heads", None, None),
+            ("rows", {"ffn_from": 8}, {"attention": 0.19, "ffn": 0.32}),
+            ("both", {"ffn_from": 8}, {"attention": 0.19, "ffn": 0.32}),
+        )
+    }
+    skipped = {"attention": 0.19, "ffn": 0.32}
+    return {**document, "row_schedule": {"ffn_from": 8}, "rows_skipped": skipped, "ablation": parts}
+
+
 def heads_stated() -> dict[str, Any]:
     """What a document says of its head classes."""
     return {

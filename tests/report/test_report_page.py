@@ -72,7 +72,13 @@ def test_the_page_shows_every_document(results: Path) -> None:
         assert expected in re.sub(r"\s+", " ", shown), expected
 
 
-@pytest.mark.parametrize("make", [samples.bench, samples.evaluation, samples.profile, samples.heads])
+MAKERS = [
+    *(samples.bench, samples.evaluation, samples.profile, samples.heads),
+    *(samples.ablated_bench, samples.ablated_evaluation),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_whatever_a_file_says_stays_text(render: Render, make: Any) -> None:
     text = render(hostile=poisoned(make()))
     found = Elements(text)
@@ -186,3 +192,29 @@ def test_documents_are_not_changed_by_rendering(results: Path) -> None:
     page(collect(results))
     assert {path.name: path.read_bytes() for path in results.iterdir()} == before
     assert json.loads(before["bench.json"])["kind"] == "redknot.bench"
+
+
+def test_an_ablation_shows_every_part_beside_stock(render: Render) -> None:
+    text = render(quality=samples.ablated_evaluation(), speed=samples.ablated_bench())
+    assert "Not in this report" not in text
+    found = Elements(text)
+    shown = re.sub(r"\s+", " ", found.text)
+    for expected in (
+        *("needle: stock, and the parts of REDKNOT alone", "0.720 [0.670, 0.770]", "0.910 [0.860, 0.960]"),
+        *("what rows is; 100.0% of stock's KV bytes; skips rows in prefill", "row schedule.ffn_from"),
+        "skipped in prefill: 19.0% of attention rows, 32.0% of ffn rows",
+    ):
+        assert expected in shown, expected
+    columns = [attributes["data-label"] for tag, attributes in found.tags if tag == "td"]
+    assert columns.count("heads") == columns.count("rows") == columns.count("both") == len(samples.LENGTHS)
+    assert text.count('class="bar-heads"') == text.count('class="bar-rows"') == len(samples.bench()["rows"])
+    for plot in re.findall(r'<svg class="chart.*?</svg>', text, re.DOTALL):
+        ElementTree.fromstring(plot)
+    # A bar lies within its plot.
+    plot = next(
+        one for one in re.findall(r'<svg class="chart.*?</svg>', text, re.DOTALL) if "bar-rows" in one
+    )
+    height = float(str(ElementTree.fromstring(plot).get("viewBox")).split()[3])
+    assert (
+        max(float(y) for y in re.findall(r'<rect class="bar-\w+" x="66" y="([0-9.]+)"', plot)) + 22 <= height
+    )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from vllm_redknot.reuse import disk as disk_module
 from vllm_redknot.reuse.disk import DiskTier
+from vllm_redknot.reuse.faults import Miss
 from vllm_redknot.reuse.fingerprint import Fingerprint
 from vllm_redknot.reuse.format import SegmentFormat
 from vllm_redknot.reuse.scope import Scope, content_id, token_bytes
@@ -81,3 +86,33 @@ def only_file(folder: Path) -> Path:
     """The one segment file of a directory."""
     (path,) = folder.glob("*.safetensors")
     return path
+
+
+def fault_of(store: SegmentStore, seed: int = 0) -> Miss:
+    """Why a document is not served."""
+    before = store.counters().misses
+    assert not serves(store, document(seed))
+    (reason,) = (store.counters().misses - before).elements()
+    return reason
+
+
+def hook_reads(monkeypatch: pytest.MonkeyPatch, hook: Callable[[], object]) -> None:
+    """Call `hook` when a segment's file is open and its front read, before its KV is."""
+    original: Callable[..., None] = disk_module.read_piece
+
+    def replacement(*arguments: Any) -> None:
+        hook()
+        original(*arguments)
+
+    monkeypatch.setattr(disk_module, "read_piece", replacement)
+
+
+class Log(logging.Handler):
+    """Remembers lines, tracebacks included."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += self.format(record) + "\n"

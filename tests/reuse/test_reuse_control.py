@@ -18,8 +18,8 @@ def test_off_is_off() -> None:
 
 
 def test_objects_and_their_json_say_the_same() -> None:
-    wish = {"spans": [[4, 9], [0, 3]], "boundary": 4}
-    expected = Control(spans=((0, 3), (4, 9)), boundary=4)
+    wish = {"spans": [[4, 9], [0, 3]], "boundary": 4, "reuse": False}
+    expected = Control(spans=((0, 3), (4, 9)), boundary=4, reuse=False)
     assert parse_control({"redknot_reuse": wish}, 9) == expected
     assert parse_control({"redknot_reuse": json.dumps(wish)}, 9) == expected
 
@@ -33,6 +33,7 @@ def test_objects_and_their_json_say_the_same() -> None:
         ({"boundary": -1}, "boundary is -1: give an integer >= 0"),
         ({"boundary": True}, "boundary is True: give an integer >= 0"),
         ({"boundary": 1.5}, "boundary is 1.5: give an integer >= 0"),
+        ({"reuse": 1}, "reuse is 1: give true or false"),
         ({"spans": [[0, 10]]}, "give 0 <= begin < end <= 9"),
         ({"spans": [[0, 5], [4, 9]]}, "overlap"),
     ],

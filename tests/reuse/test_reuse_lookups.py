@@ -12,6 +12,7 @@ from vllm_redknot.reuse.format import SegmentFormat
 from vllm_redknot.reuse.lookups import Lookups
 from vllm_redknot.reuse.messages import Found, Lookup
 from vllm_redknot.reuse.plan import CleanSpan
+from vllm_redknot.reuse.scope import content_id
 from vllm_redknot.reuse.spans import Span
 
 LAYOUT = SegmentFormat((0,), 64, "float32", ((None,),), ((0,),))
@@ -33,6 +34,9 @@ class Stored:
         if self.error:
             raise self.error
         return (Match(50, 150, "a", 0),)
+
+    def __contains__(self, content: str) -> bool:
+        return content == content_id(range(50, 150))
 
     def acquire(self, content: str, deadline_s: float | None = None) -> Any:
         del content, deadline_s
@@ -100,6 +104,16 @@ def test_marked_documents_that_are_mostly_not_stored_are_missing(lookups: Lookup
     lookups.ask(lookup(1, Span(0, 45), Span(48, 151), Span(160, 200)))
     (answer,) = wait(lookups)
     assert answer.missing == (Span(0, 45), Span(160, 200))
+
+
+def test_without_reuse_every_document_that_is_not_stored_exactly_is_missing(
+    lookups: Lookups, stored: Stored
+) -> None:
+    stored.error = RuntimeError("not to be searched")
+    documents = (Span(0, 45), Span(50, 150), Span(150, 200))
+    lookups.ask(Lookup(1, np.arange(200, dtype=np.int32), documents, 16, reuse=False))
+    assert wait(lookups) == [Found(1, (), (Span(0, 45), Span(150, 200)), 0)]
+    assert stored.leases == 0
 
 
 def test_a_segment_that_cannot_be_had_is_a_fault_and_missing(lookups: Lookups, stored: Stored) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
@@ -15,6 +16,7 @@ from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.kernels.layout import SegmentLayout
 from vllm_redknot.patches import ROW_PATCHES_OF_WORKERS, apply_missing
 from vllm_redknot.reuse.rotary import LayerParents
+from vllm_redknot.rows.metrics import RowMetricFile, metrics_folder
 from vllm_redknot.rows.skipping import RowSkipping
 from vllm_redknot.settings import settings_of
 from vllm_redknot.support import UnsupportedError, resolve_model_heads, resolve_model_rows
@@ -44,8 +46,12 @@ class SegmentedModel:
         self.profile = sharded.profile
         schedule = resolve_model_rows(vllm_config)
         is_compiled = bool(vllm_config.compilation_config.mode)
-        self.rows = None if schedule is None else RowSkipping(schedule, is_compiled)
-        if self.rows is not None:
+        self.rows: RowSkipping | None = None
+        if schedule is not None:
+            # All tensor-parallel ranks skip the same rows.
+            is_first = get_tensor_model_parallel_rank() == 0
+            metrics = RowMetricFile(metrics_folder(vllm_config)) if is_first else None
+            self.rows = RowSkipping(schedule, is_compiled, metrics)
             apply_missing(ROW_PATCHES_OF_WORKERS)
         self.tables = StepTables(vllm_config, self.rows)
         self.kernels = choose_kernels(self.settings, vllm_config.device_config.device_type)

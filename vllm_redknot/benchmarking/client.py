@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.error
 import urllib.request
 import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -14,8 +16,15 @@ from typing import Final
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.figures import ClientResult, parse_result
 from vllm_redknot.benchmarking.server import VLLM, Server, last_lines, start, stop
+from vllm_redknot.benchmarking.store import RowCount
 from vllm_redknot.benchmarking.workloads import Workload
 
+ROWS: Final = re.compile(
+    r"^vllm:redknot_prefill_rows_total\{(?P<labels>[^}]*)\} (?P<value>[0-9.e+]+)$", re.MULTILINE
+)
+LABEL: Final = re.compile(r'(\w+)="(\w+)"')
+# A proxy of the environment is no way to this machine.
+_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 CLIENT_SECONDS: Final = 4 * 3600.0
 WARM_UP: Final = "One request wakes what a server builds lazily. " * 8
 MISSING: Final = ("No module named", "vllm[bench]")
@@ -27,14 +36,34 @@ def warm_up(server: Server, model: Path) -> None:
     request = urllib.request.Request(
         f"{server.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=600.0) as answer:
+        with _DIRECT.open(request, timeout=600.0) as answer:
             answer.read()
     except (urllib.error.URLError, OSError) as error:
         raise BenchmarkError(
             f"the server refused a first request: {error}", last_lines(server.log)
         ) from error
+
+
+def row_counts(server: Server) -> dict[str, RowCount]:
+    """What the server counts among its metrics of rows, summed over layers, by kind; nothing if it skips none.
+
+    Raises:
+        BenchmarkError: It has no metrics.
+    """
+    try:
+        with _DIRECT.open(f"{server.url}/metrics", timeout=60.0) as answer:
+            text = answer.read().decode("utf-8", errors="replace")
+    except (urllib.error.URLError, OSError) as error:
+        raise BenchmarkError(f"the server has no metrics: {error}", last_lines(server.log)) from error
+    counts: dict[tuple[str, str], float] = defaultdict(float)
+    for found in ROWS.finditer(text):
+        labels = dict(LABEL.findall(found["labels"]))
+        counts[labels["kind"], labels["outcome"]] += float(found["value"])
+    return {
+        kind: RowCount(computed=counts[kind, "computed"], skipped=counts[kind, "skipped"])
+        for kind in sorted({kind for kind, _ in counts})
+    }
 
 
 def client_flags(server: Server, model: Path, workload: Workload, seed: int, result: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.cli.diagnosis.machine import machine
+from vllm_redknot.evals.memory import available_bytes
 
 GPU_DEVICES: Final = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 WORKING_BYTES: Final = 2 * 2**30
@@ -41,21 +42,9 @@ def has_gpu() -> bool:
     return any(Path(device).exists() for device in GPU_DEVICES)
 
 
-def free_memory_bytes() -> int | None:
-    """What Linux says can be had without swapping; None where it says nothing."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-        words = line.split()
-        if words and words[0] == "MemAvailable:":
-            return int(words[1]) * 1024
-    return None
-
-
 def check_host_memory(kv_bytes: int, weight_bytes: int | None) -> None:
     """Raises BenchmarkError where a server on the CPU would be killed; a GPU's memory vLLM checks itself."""
-    free = free_memory_bytes()
+    free = available_bytes()
     if has_gpu() or free is None:
         return
     wanted = kv_bytes + (weight_bytes or 0) + WORKING_BYTES

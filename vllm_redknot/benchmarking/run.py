@@ -1,4 +1,4 @@
-"""Rounds: both servers in turns, so that what drifts on a machine meets both alike."""
+"""Rounds: the servers in turns, so that what drifts on a machine meets both alike."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
-from vllm_redknot.benchmarking.client import ask, prompt_seed, warm_up
+from vllm_redknot.benchmarking.client import ask, prompt_seed, row_counts, warm_up
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.figures import samples
 from vllm_redknot.benchmarking.server import VLLM, Capacity, last_lines, serving
 from vllm_redknot.benchmarking.store import Round, Side, Store
 from vllm_redknot.benchmarking.workloads import Workload
 
-SIDES: Final[tuple[Side, Side]] = ("stock", "redknot")
 Say = Callable[[str], None]
 
 
@@ -32,9 +30,14 @@ class Measurement:
     command: Sequence[str] = VLLM
 
     @property
+    def sides(self) -> tuple[Side, ...]:
+        """The servers, stock first."""
+        return tuple(self.flags)
+
+    @property
     def steps(self) -> int:
         """How often `measure` says something."""
-        return len(SIDES) * self.rounds * (1 + len(self.workloads))
+        return len(self.sides) * self.rounds * (1 + len(self.workloads))
 
     @property
     def keys(self) -> frozenset[str]:
@@ -42,9 +45,9 @@ class Measurement:
         return frozenset(workload.key for workload in self.workloads)
 
 
-def order(round_number: int) -> tuple[Side, ...]:
-    """Which side is first alternates."""
-    return SIDES if round_number % 2 else SIDES[::-1]
+def order(sides: tuple[Side, ...], round_number: int) -> tuple[Side, ...]:
+    """Every other round is the other way round."""
+    return sides if round_number % 2 else sides[::-1]
 
 
 def measure(measurement: Measurement, store: Store, say: Say, check: Callable[[], None]) -> list[Round]:
@@ -57,7 +60,8 @@ def measure(measurement: Measurement, store: Store, say: Say, check: Callable[[]
     Raises:
         BenchmarkError: a server or the client failed, or a file of an earlier run is not what it should be.
     """
-    turns = [(number, side) for number in range(1, measurement.rounds + 1) for side in order(number)]
+    rounds = range(1, measurement.rounds + 1)
+    turns = [(number, side) for number in rounds for side in order(measurement.sides, number)]
     # Before the first server starts: a damaged file is better known now than in an hour.
     kept = {turn: store.read(*turn, measurement.keys) for turn in turns}
     if None in kept.values():
@@ -101,6 +105,7 @@ def one_round(measurement: Measurement, store: Store, number: int, side: Side, s
                 figures[workload.key] = samples(workload, result)
             except BenchmarkError as error:
                 raise BenchmarkError(str(error), last_lines(log)) from error
+        rows = row_counts(server)
     return Round(
         plan=store.fingerprint,
         round=number,
@@ -108,4 +113,5 @@ def one_round(measurement: Measurement, store: Store, number: int, side: Side, s
         max_concurrency=capacity.max_concurrency,
         kv_cache_tokens=capacity.tokens,
         samples=figures,
+        rows=rows,
     )

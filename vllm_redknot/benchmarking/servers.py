@@ -1,16 +1,16 @@
-"""The two servers of a measurement: what they have in common, and what differs."""
+"""The servers of a measurement: what they have in common, and what differs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from vllm_redknot.benchmarking.store import Side
 from vllm_redknot.cli.capacity_plan import Server, plan_context
+from vllm_redknot.cli.configurations import Configuration
 from vllm_redknot.cli.model_file import ModelFile
-from vllm_redknot.cli.serve_flags import backend_flags, redknot_section
-from vllm_redknot.cli.target import Target
-from vllm_redknot.config import RedknotConfig
+from vllm_redknot.cli.serve_flags import backend_flags
 from vllm_redknot.kvcache.capacity import PageFormat
 
 ELEMENT_BYTES: Final = 2
@@ -21,7 +21,7 @@ REQUESTS_OF_STOCK: Final = 8
 
 @dataclass(frozen=True)
 class Common:
-    """Engine settings of both. `kv_bytes` is the KV cache of one GPU, None for REQUESTS_OF_STOCK."""
+    """Engine settings of all. `kv_bytes` is the KV cache of one GPU, None for REQUESTS_OF_STOCK."""
 
     context: int
     kv_bytes: int | None
@@ -34,22 +34,29 @@ class Common:
 
 @dataclass(frozen=True)
 class Servers:
-    """What both servers are started with."""
+    """What the servers are started with."""
 
     kv_bytes: int
     common_flags: tuple[str, ...]
-    redknot_settings: dict[str, Any]
+    compared: tuple[Configuration, ...]
 
     @property
     def flags(self) -> dict[Side, list[str]]:
         """Flags of `vllm serve`, by side. Stock takes the attention backend that vLLM chooses."""
-        common = list(self.common_flags)
-        return {"stock": common, "redknot": [*backend_flags(self.redknot_settings), *common]}
+        flags: dict[Side, list[str]] = {"stock": list(self.common_flags)}
+        for one in self.compared:
+            flags[one.name] = [*backend_flags(one.section), *self.common_flags]
+        return flags
 
 
-def servers(target: Target, model: ModelFile, config: RedknotConfig, common: Common) -> Servers:
-    """Raises CliError or HeadFitError where the head classes cannot be served so."""
-    longest = _stock_request_bytes(target, model, config, common)
+def servers(compared: Sequence[Configuration], model: ModelFile, common: Common) -> Servers:
+    """Stock, and REDKNOT in each configuration.
+
+    Raises:
+        CliError, HeadFitError: Head classes that cannot be served so.
+    """
+    # Each is planned, for the plan checks; stock's figure is the same in all.
+    longest = max(_stock_request_bytes(one, model, common) for one in compared)
     kv_bytes = common.kv_bytes or REQUESTS_OF_STOCK * longest
     flags = [
         *("--max-model-len", str(common.context), "--kv-cache-memory-bytes", str(kv_bytes)),
@@ -59,18 +66,18 @@ def servers(target: Target, model: ModelFile, config: RedknotConfig, common: Com
         flags += ["--tensor-parallel-size", str(common.tp_size)]
     if common.enforce_eager:
         flags.append("--enforce-eager")
-    return Servers(kv_bytes, (*flags, *common.further), redknot_section(config, given=()))
+    return Servers(kv_bytes, (*flags, *common.further), tuple(compared))
 
 
-def _stock_request_bytes(target: Target, model: ModelFile, config: RedknotConfig, common: Common) -> int:
+def _stock_request_bytes(configuration: Configuration, model: ModelFile, common: Common) -> int:
     """KV bytes of a longest request of one GPU; the plan also checks that the heads can be served."""
     server = Server(
-        profile=target.profile,
+        profile=configuration.profile,
         attention_layers=model.shape.attention_layers,
         query_heads=model.shape.num_attention_heads,
         page=PageFormat(model.shape.head_dim, ELEMENT_BYTES, common.block_size),
         in_flight_tokens=common.batched_tokens,
-        max_groups=config.max_groups,
+        max_groups=configuration.config.max_groups,
         tp_size=common.tp_size,
         sliding=model.sliding,
     )

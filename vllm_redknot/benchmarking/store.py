@@ -20,12 +20,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_redknot.benchmarking.errors import BenchmarkError
 
 PLAN_KIND: Final = "redknot.bench.plan"
-ROUND_KIND: Final = "redknot.bench.round"
 FORMAT: Final = 1
 LOCK: Final = "lock"
 MAX_BYTES: Final = 16 * 2**20
-Side = Literal["stock", "redknot"]
+Side = Literal["stock", "heads", "rows", "redknot"]
+"""In an ablation REDKNOT is the one with both head classes and rows."""
 Sample = Annotated[float, Field(ge=0)]
+
+
+class RowCount(BaseModel):
+    """Tokens x layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    computed: Annotated[float, Field(ge=0)] = 0.0
+    skipped: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Round(BaseModel):
@@ -41,6 +50,8 @@ class Round(BaseModel):
     max_concurrency: Annotated[float, Field(gt=0)]
     kv_cache_tokens: Annotated[int, Field(gt=0)]
     samples: dict[str, Annotated[list[Sample], Field(min_length=1)]]
+    rows: dict[str, RowCount] = {}
+    """By kind of row, of prefill steps in which tokens skipped."""
 
 
 class Store:

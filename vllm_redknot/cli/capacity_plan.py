@@ -12,10 +12,18 @@ from dataclasses import dataclass, field, replace
 
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.flops import AttentionWork, attention_work
+from vllm_redknot.cli.prefill_flops import (
+    DecoderSizes,
+    PrefillWork,
+    RowsSkipped,
+    prefill_work,
+    rows_skipped,
+)
 from vllm_redknot.heads.profile import HeadClass, HeadKind, HeadProfile, all_global
 from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.kvcache.capacity import PageFormat, Workload, blocks_kept, capacity
 from vllm_redknot.kvcache.grouping import GroupPlan, Kept, plan_groups
+from vllm_redknot.rows.schedule import RowSchedule
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class Server:
         sliding: attention layer -> its own window, which it keeps.
         in_flight_tokens: batches at once (2 with asynchronous scheduling) x tokens per batch.
         kv_bytes: of KV memory per rank; None if unknown.
+        sizes: of the rest of the model; None if unknown.
+        layers: of the model, with and without KV heads; None: those with them.
+        rows: what prompt tokens skip; None: nothing.
     """
 
     profile: HeadProfile
@@ -40,11 +51,17 @@ class Server:
     tp_size: int = 1
     sliding: Mapping[int, int] = field(default_factory=dict)
     kv_bytes: int | None = None
+    sizes: DecoderSizes | None = None
+    layers: int | None = None
+    rows: RowSchedule | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One request of the full context on one rank, and how many fit. `closed_form_bytes` is without grouping."""
+    """One request of the full context on one rank, and how many fit. `closed_form_bytes` is without grouping.
+
+    `work` is attention's, and computes all rows; so does `prefill`, of the whole decoder, None where it is unknown.
+    """
 
     request_bytes: int
     closed_form_bytes: int
@@ -54,15 +71,21 @@ class Cost:
     sessions: float | None
     cached_tokens: int | None
     work: AttentionWork
+    prefill: PrefillWork | None
 
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """REDKNOT and stock vLLM (every token of every head, a layer's own window aside) with `--max-model-len context`."""
+    """REDKNOT and stock vLLM (every token of every head, a layer's own window aside) with `--max-model-len context`.
+
+    `rows` and `prefill_with_rows` are None without row skipping, the latter also where the model's sizes are unknown.
+    """
 
     context: int
     redknot: Cost
     stock: Cost
+    rows: RowsSkipped | None
+    prefill_with_rows: PrefillWork | None
 
     @property
     def kept_share(self) -> float:
@@ -87,13 +110,36 @@ def plan_context(server: Server, context: int) -> ContextPlan:
             f" tensor-parallel size {server.tp_size}: both must divide them"
         )
     dense = all_global(server.profile.layer_ids, server.profile.num_kv_heads)
-    return ContextPlan(context, _cost(server, server.profile, context), _cost(server, dense, context))
+    rows = server.rows
+    return ContextPlan(
+        context,
+        _cost(server, server.profile, context),
+        _cost(server, dense, context),
+        None
+        if rows is None
+        else rows_skipped(
+            rows, server.attention_layers, server.layers or len(server.attention_layers), context
+        ),
+        None if rows is None else _prefill(server, _rank(server, server.profile), context, rows),
+    )
+
+
+def _rank(server: Server, profile: HeadProfile) -> HeadProfile:
+    """What one rank serves of a profile."""
+    return effective_profile(
+        per_rank(profile, server.tp_size).profile, server.attention_layers, server.sliding
+    )
+
+
+def _prefill(server: Server, rank: HeadProfile, context: int, rows: RowSchedule | None) -> PrefillWork | None:
+    if server.sizes is None:
+        return None
+    heads = server.query_heads // server.tp_size
+    return prefill_work(rank, heads, server.page.head_size, server.sizes, server.tp_size, context, rows)
 
 
 def _cost(server: Server, profile: HeadProfile, context: int) -> Cost:
-    rank = effective_profile(
-        per_rank(profile, server.tp_size).profile, server.attention_layers, server.sliding
-    )
+    rank = _rank(server, profile)
     workload = Workload(context, server.in_flight_tokens)
     plan = _grouping(rank, server, workload)
     # A block id of the pool is one page in each slot of a group.
@@ -110,6 +156,7 @@ def _cost(server: Server, profile: HeadProfile, context: int) -> Cost:
         sessions=sessions,
         cached_tokens=None if sessions is None else int(sessions * context),
         work=attention_work(rank, server.query_heads // server.tp_size, server.page.head_size, context),
+        prefill=_prefill(server, rank, context, None),
     )
 
 

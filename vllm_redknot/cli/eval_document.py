@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_redknot.cli.capacity_plan import Server, plan_context
+from vllm_redknot.cli.configurations import Configuration
 from vllm_redknot.cli.model_file import ModelFile
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES
 from vllm_redknot.cli.target import Target
@@ -17,6 +18,13 @@ from vllm_redknot.evals.run import Answered
 from vllm_redknot.evals.score import Score, cells
 from vllm_redknot.evals.suites import Choices, Suite
 from vllm_redknot.kvcache.capacity import PageFormat
+
+Compared = tuple[Configuration, Answered, Mapping[Suite, list[Score]]]
+"""A configuration, what its engine said, and what that scored beside stock."""
+ROWS_NOTE = (
+    "fidelity asks for prompt logprobs, and such a request skips no rows: it tells nothing of row skipping, which"
+    " needle and qa do"
+)
 
 
 def identity(model: ModelFile, choices: Choices) -> dict[str, Any]:
@@ -31,18 +39,20 @@ def identity(model: ModelFile, choices: Choices) -> dict[str, Any]:
 
 def eval_document(
     target: Target,
-    config: RedknotConfig,
     choices: Choices,
     identified: Mapping[str, Any],
     arguments: Mapping[str, Any],
-    answered: tuple[Answered, Answered],
-    scores: Mapping[Suite, list[Score]],
+    stock: Answered,
+    compared: Sequence[Compared],
     beyond_window: Mapping[int, bool],
 ) -> dict[str, Any]:
-    """Everything the tables show, and what is needed to have it again."""
+    """Everything the tables show, and what is needed to have it again. The last of `compared` is REDKNOT as asked."""
     model = target.model
     assert model is not None
-    stock, ours = answered
+    whole, ours, _ = compared[-1]
+    config = whole.config
+    parts = {one.label: _part(model, choices, arguments, one, said, of) for one, said, of in compared}
+    last = parts[whole.label]
     return {
         "kind": "redknot.eval",
         "format": 1,
@@ -55,8 +65,9 @@ def eval_document(
             "origin": without_folder(target.origin, config, model),
             "description": target.profile.describe(),
             "fingerprint": target.profile.fingerprint(),
-            "kv_share": _kv_share(target, model, config, max(choices.lengths), arguments, ours.facts),
+            "kv_share": last["kv_share"],
         },
+        "row_schedule": last["row_schedule"],
         "versions": identified["versions"],
         "seed": choices.seed,
         "choices": {
@@ -77,9 +88,25 @@ def eval_document(
             "fidelity": f"means over the last {POSITIONS} tokens before each length, fewer where a shorter length is"
             " nearer",
             "intervals": "95%, percentile bootstrap over cases, 10000 resamples",
+            "rows": None if whole.rows is None else ROWS_NOTE,
         },
-        "suites": {suite: cells(found, choices.seed) for suite, found in scores.items()},
+        "suites": last["suites"],
+        "ablation": parts if len(parts) > 1 else None,
     }
+
+
+def _part(
+    model: ModelFile,
+    choices: Choices,
+    arguments: Mapping[str, Any],
+    configuration: Configuration,
+    answered: Answered,
+    scores: Mapping[Suite, list[Score]],
+) -> dict[str, Any]:
+    """One configuration beside stock."""
+    share = _kv_share(configuration, model, max(choices.lengths), arguments, answered.facts)
+    suites = {suite: cells(found, choices.seed) for suite, found in scores.items()}
+    return {**configuration.described(), "kv_share": share, "suites": suites}
 
 
 def without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
@@ -91,21 +118,20 @@ def without_folder(origin: str, config: RedknotConfig, model: ModelFile) -> str:
 
 
 def _kv_share(
-    target: Target,
+    configuration: Configuration,
     model: ModelFile,
-    config: RedknotConfig,
     context: int,
     arguments: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> float:
     """KV bytes of a request of `context` tokens relative to stock, as the engine allocates them."""
     server = Server(
-        profile=target.profile,
+        profile=configuration.profile,
         attention_layers=model.shape.attention_layers,
         query_heads=model.shape.num_attention_heads,
         page=PageFormat(model.shape.head_dim, ELEMENT_BYTES[facts["dtype"]], arguments["block_size"]),
         in_flight_tokens=facts["max_in_flight_tokens"],
-        max_groups=config.max_groups,
+        max_groups=configuration.config.max_groups,
         tp_size=arguments["tensor_parallel_size"],
         sliding=model.sliding,
     )

@@ -1,21 +1,20 @@
-"""The two engines of `redknot eval`, from its options: arguments of `vllm.LLM`, checked before anything is started."""
+"""The engines of `redknot eval`, from its options: arguments of `vllm.LLM`, checked before anything is started."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vllm_redknot.cli.configurations import Configuration
 from vllm_redknot.cli.diagnosis.machine import INSTALL
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES
-from vllm_redknot.cli.serve_flags import redknot_section
-from vllm_redknot.cli.target import Target
 from vllm_redknot.cli.units import show_bytes
-from vllm_redknot.config import SECTION, RedknotConfig
+from vllm_redknot.config import SECTION
 from vllm_redknot.evals.memory import (
     BASE_BYTES,
     REQUESTS,
@@ -23,7 +22,7 @@ from vllm_redknot.evals.memory import (
     logits_bytes,
     request_kv_bytes,
 )
-from vllm_redknot.evals.run import REDKNOT, STOCK, Engine
+from vllm_redknot.evals.run import ENGINES, STOCK, Engine
 from vllm_redknot.settings import BACKEND_NAME
 
 RESERVE: Final = 64
@@ -54,7 +53,7 @@ def require_vllm(why: str = "eval compares two of its engines") -> None:
 def engine_arguments(
     model: ModelFile, options: EngineOptions, longest: int, max_logprobs: int, option: str = "--lengths"
 ) -> dict[str, Any]:
-    """What both engines have in common. `option`: what of the command line says how long prompts are.
+    """What all engines have in common. `option`: what of the command line says how long prompts are.
 
     Raises:
         CliError: The lengths do not fit the model or `--max-model-len`, or memory will not do.
@@ -94,19 +93,33 @@ def engine_arguments(
 
 
 def engines(
-    arguments: Mapping[str, Any], target: Target, config: RedknotConfig, identity: Mapping[str, Any]
-) -> tuple[Engine, Engine]:
-    """Stock vLLM with the platform's own backend, and REDKNOT with these head classes."""
+    arguments: Mapping[str, Any], compared: Sequence[Configuration], identity: Mapping[str, Any]
+) -> list[Engine]:
+    """Stock vLLM with the platform's own backend, then REDKNOT in each configuration."""
     shared = {key: value for key, value in arguments.items() if key != "model"}
-    section = redknot_section(config, ())
-    told = {key: value for key, value in section.items() if key not in PLACES}
-    return (
-        Engine(STOCK, arguments, {**identity, "heads": None, "arguments": shared}),
-        Engine(
-            REDKNOT,
-            {**arguments, "attention_backend": BACKEND_NAME, "additional_config": {SECTION: section}},
-            {**identity, "heads": target.profile.fingerprint(), "arguments": shared, "settings": told},
-        ),
+    stock = Engine(STOCK, arguments, {**identity, "heads": None, "arguments": shared})
+    return [stock, *(_redknot(arguments, shared, one, identity) for one in compared)]
+
+
+def _redknot(
+    arguments: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    configuration: Configuration,
+    identity: Mapping[str, Any],
+) -> Engine:
+    section, rows = configuration.section, configuration.rows
+    belongs = {
+        **identity,
+        "heads": configuration.profile.fingerprint(),
+        "arguments": shared,
+        "settings": {key: value for key, value in section.items() if key not in PLACES},
+        # A head file may state it, and the fingerprint of its classes does not tell.
+        "rows": None if rows is None else rows.digest(),
+    }
+    return Engine(
+        ENGINES[configuration.name],
+        {**arguments, "attention_backend": BACKEND_NAME, "additional_config": {SECTION: section}},
+        belongs,
     )
 
 

@@ -17,6 +17,8 @@ TITLES: Final = {
     "squad": "SQuAD v2, answerable questions",
     "hotpotqa": "HotpotQA",
 }
+DIFFERS: Final = " *"
+"""Behind a value whose difference from stock is more than noise."""
 Cell = Mapping[str, Any]
 
 
@@ -31,7 +33,13 @@ def show_document(out: Console, document: Mapping[str, Any]) -> None:
         " is noise if its interval holds zero.",
         soft_wrap=True,
     )
+    ablation = document["ablation"]
+    if ablation:
+        out.print(f"{DIFFERS.strip()} differs from stock. {_parts(ablation)}", soft_wrap=True)
     for suite, cells in document["suites"].items():
+        if suite == "fidelity" and document["row_schedule"] is not None:
+            out.print()
+            out.print(f"Of row skipping: {document['notes']['rows']}.", soft_wrap=True)
         if suite == "needle":
             out.print()
             out.print(_placement(document["choices"]), soft_wrap=True)
@@ -41,8 +49,13 @@ def show_document(out: Console, document: Mapping[str, Any]) -> None:
                 continue
             out.print()
             out.print(title, style="bold")
-            columns = ["metric", "length", "n", "stock", "REDKNOT", "difference", "verdict"]
-            print_table(out, columns, (_row(cell) for cell in ours if cell["depth"] is None))
+            totals = [cell for cell in ours if cell["depth"] is None]
+            if ablation:
+                columns = ["metric", "length", "n", "stock", *ablation]
+                print_table(out, columns, (_ablated(cell, ablation, suite) for cell in totals))
+            else:
+                columns = ["metric", "length", "n", "stock", "REDKNOT", "difference", "verdict"]
+                print_table(out, columns, map(_row, totals))
             grid = list(_grid(ours))
             if grid:
                 out.print("Found by depth, REDKNOT of stock:")
@@ -66,6 +79,23 @@ def _placement(choices: Mapping[str, Any]) -> str:
 
 def _listed(lengths: Sequence[int]) -> str:
     return ", ".join(show_tokens(length) for length in sorted(lengths))
+
+
+def _parts(ablation: Mapping[str, Any]) -> str:
+    shares = ", ".join(f"{name} {part['kv_share']:.1%}" for name, part in ablation.items())
+    return f"KV bytes of stock's: {shares}."
+
+
+def _ablated(cell: Cell, ablation: Mapping[str, Any], suite: str) -> list[str]:
+    """A cell of all configurations. Their documents have the same cells, for they were asked the same."""
+    place = _place(cell)
+    found = [next(one for one in part["suites"][suite] if _place(one) == place) for part in ablation.values()]
+    marked = [_estimate(one["redknot"]) + DIFFERS * (one["within_noise"] is False) for one in found]
+    return [*_row(cell)[:4], *marked]
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return cell["task"], cell["metric"], cell["length"], cell["depth"]
 
 
 def _row(cell: Cell) -> list[str]:

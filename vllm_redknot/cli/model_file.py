@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.heads.model_shape import ModelShape
+from vllm_redknot.heads.model_shape import LINEAR_KINDS, ModelShape
 from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS
 from vllm_redknot.heads.readers.duo_attention import TSV_NAME
 
 CONFIG_NAME: Final = "config.json"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_BYTES: Final = 64 * 2**20
-LINEAR_KINDS: Final = frozenset({"linear_attention", "mamba", "recurrent", "conv"})
-"""Values of `layer_types` without KV heads; as in `support`, which needs vLLM."""
 HEAD_SIZES: Final = (64, 80, 96, 128, 192, 256)
 """Head sizes the kernels serve; as in `kernels.layout`, which needs torch."""
 
@@ -35,6 +33,7 @@ class ModelFile:
         sliding: attention layer -> its own window in tokens; such a layer keeps it, whatever the head classes say.
         max_context: tokens; None where not stated.
         weight_bytes: of the checkpoint's files, else by arithmetic for plain dense decoders, else None.
+        ffn_size: inner width of the feed-forward network; None where not stated, and for Mixtures of Experts.
         refused: what of it REDKNOT does not serve, as far as this file tells.
     """
 
@@ -43,6 +42,7 @@ class ModelFile:
     max_context: int | None
     weight_bytes: int | None
     sliding: Mapping[int, int] = field(default_factory=dict)
+    ffn_size: int | None = None
     refused: tuple[str, ...] = ()
 
 
@@ -92,6 +92,7 @@ def read_model(folder: Path) -> ModelFile:
         sliding={
             i: window for i, window in _sliding(text, kinds, layers).items() if i in shape.attention_layers
         },
+        ffn_size=None if _has_experts(text) else shape.intermediate_size,
         refused=tuple(_refused(text, shape)),
     )
 
@@ -168,13 +169,17 @@ def _stored_bytes(folder: Path) -> int | None:
 
 def _computed_bytes(text: Mapping[str, Any], shape: ModelShape) -> int | None:
     """16-bit weights of a plain dense decoder: embeddings, q/k/v/o, a gated MLP, norms."""
-    if shape.intermediate_size is None or any("expert" in key for key in text) or shape.attention_layer_ids:
+    if shape.intermediate_size is None or _has_experts(text) or shape.attention_layer_ids:
         return None
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     attention = hidden * shape.head_dim * (2 * heads + 2 * shape.num_kv_heads)
     layer = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
     tables = 1 if text.get("tie_word_embeddings") else 2
     return 2 * (shape.num_layers * layer + tables * shape.vocab_size * hidden)
+
+
+def _has_experts(text: Mapping[str, Any]) -> bool:
+    return any("expert" in key for key in text)
 
 
 def _refused(text: Mapping[str, Any], shape: ModelShape) -> list[str]:

@@ -1,11 +1,58 @@
 """Options that several commands have."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vllm_redknot.cli.units import parse_tokens
+from vllm_redknot.cli.units import parse_bytes, parse_tokens
+from vllm_redknot.heads import native
+from vllm_redknot.heads.documents import decode, parse_object, read_bytes
+from vllm_redknot.rows.schedule import SECTION
+
+ROWS_OFF = "off"
+
+
+def parse_rows(text: str) -> dict[str, Any] | str:
+    """A schedule of rows as JSON, the file that holds one (or is a head-class file that does), or "off".
+
+    Raises:
+        typer.BadParameter: It is no JSON object.
+        HeadFileError: A file that cannot be read.
+    """
+    if text == ROWS_OFF:
+        return text
+    if text.lstrip().startswith("{"):
+        try:
+            stated = json.loads(text)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{text!r:.80} is no JSON object ({error}): give one such as"
+                ' {"ffn_from": 20, "attention_from": 24}'
+            ) from error
+        assert isinstance(stated, dict)
+        return stated
+    path = Path(text).expanduser()
+    stated = parse_object(decode(read_bytes(path), path), path)
+    if not native.matches(stated):
+        return stated
+    rows = native.read(path, stated).sections.get(SECTION)
+    if not isinstance(rows, dict):
+        raise typer.BadParameter(f"{path} is a head-class file without a section {SECTION!r}: give another")
+    return rows
+
+
+def kv_bytes(means: str, default: str | bool = True) -> Any:
+    """--kv-bytes; what it is of, and what it is by default, differ by command."""
+    names = ("--kv-cache-memory-bytes", "--kv-bytes")
+    return typer.Option(*names, metavar="BYTES", parser=parse_bytes, help=means, show_default=default)
+
+
+def max_model_len(means: str, default: str) -> Any:
+    """--max-model-len; see `kv_bytes`."""
+    return typer.Option(metavar="TOKENS", parser=parse_tokens, help=means, show_default=default)
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
 Heads = Annotated[
@@ -51,3 +98,28 @@ TensorParallel = Annotated[
 Png = Annotated[
     Path | None, typer.Option("--png", metavar="OUT", help="Write a picture as well; needs matplotlib.")
 ]
+Rows = Annotated[
+    Any,
+    typer.Option(
+        "--rows",
+        metavar="JSON|FILE|off",
+        parser=parse_rows,
+        help="What prompt tokens skip, see docs/row_skipping.md.",
+        show_default="the head file's",
+    ),
+]
+Ablation = Annotated[
+    bool,
+    typer.Option(
+        "--ablation", help="Also head classes without row skipping, and row skipping with all heads global."
+    ),
+]
+BlockSize = Annotated[
+    int, typer.Option(min=16, metavar="TOKENS", help="vLLM's --block-size: a multiple of 16.")
+]
+
+
+def check_block_size(tokens: int) -> None:
+    """Raises typer.BadParameter for pages REDKNOT cannot have."""
+    if tokens % 16:
+        raise typer.BadParameter(f"--block-size is {tokens}: REDKNOT has pages of a multiple of 16 tokens")

@@ -9,11 +9,14 @@ from typing import Final, NamedTuple
 
 import typer
 
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.target import target_of_file, target_of_model
+from vllm_redknot.cli.prefill_flops import DecoderSizes
+from vllm_redknot.cli.target import Target, target_of_file, target_of_model
 from vllm_redknot.cli.units import show_bytes
 from vllm_redknot.config import ALL_GLOBAL, RedknotConfig
 from vllm_redknot.heads.profile import HeadProfile, all_global
+from vllm_redknot.rows.schedule import RowSchedule, RowScheduleError
 
 ELEMENT_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 """Of K and V by vLLM's --dtype; `auto` takes 16 bits for fp32 checkpoints too."""
@@ -41,10 +44,15 @@ class Subject:
     max_context: int | None = None
     weight_bytes: int | None = None
     warnings: tuple[str, ...] = ()
+    layers: int | None = None
+    sizes: DecoderSizes | None = None
+    rows: RowSchedule | None = None
 
 
 def plan_subject(model: Path | None, config: RedknotConfig, given: ShapeGiven) -> Subject:
-    """Raises CliError, HeadProfileError, RedknotConfigError, and typer.BadParameter where too little is given."""
+    """What the command line is about.
+
+    Raises CliError, HeadProfileError, RedknotConfigError, and typer.BadParameter where too little is given."""
     if model is not None:
         if any(number is not None for number in given):
             raise typer.BadParameter(
@@ -56,7 +64,7 @@ def plan_subject(model: Path | None, config: RedknotConfig, given: ShapeGiven) -
             raise typer.BadParameter("give MODEL, or --layers, --kv-heads, --query-heads and --head-dim")
         profile = all_global(tuple(range(given.layers)), given.kv_heads)
         idle = ("no --heads FILE: nothing is saved",) if config.heads is None else ()
-        return _of_numbers(profile, "every head global", given, idle)
+        return _of_numbers(Target(profile, "every head global", warnings=idle), config, given)
     found = target_of_file(Path(str(config.heads)), config)
     profile = found.profile
     for name, stated, ours in (
@@ -65,34 +73,59 @@ def plan_subject(model: Path | None, config: RedknotConfig, given: ShapeGiven) -
     ):
         if stated not in (None, ours):
             raise CliError(f"{name} is {stated}, and {config.heads} is for {profile.shape}: make them agree")
-    return _of_numbers(profile, found.origin, given, found.warnings)
+    return _of_numbers(found, config, given)
 
 
 def _of_model(folder: Path, config: RedknotConfig) -> Subject:
     found = target_of_model(folder, config)
     model = found.model
     assert model is not None
+    shape = model.shape
+    sizes = model.ffn_size and DecoderSizes(shape.num_layers, shape.hidden_size, model.ffn_size)
     return Subject(
         origin=f"{folder} with {found.origin}",
         profile=found.profile,
-        attention_layers=model.shape.attention_layers,
-        query_heads=model.shape.num_attention_heads,
-        head_dim=model.shape.head_dim,
+        attention_layers=shape.attention_layers,
+        query_heads=shape.num_attention_heads,
+        head_dim=shape.head_dim,
         sliding=model.sliding,
         max_context=model.max_context,
         weight_bytes=model.weight_bytes,
         warnings=found.warnings,
+        layers=shape.num_layers,
+        sizes=sizes or None,
+        rows=row_schedule(found, config),
     )
 
 
-def _of_numbers(profile: HeadProfile, origin: str, given: ShapeGiven, warnings: tuple[str, ...]) -> Subject:
-    identity = profile.identity
+def _of_numbers(target: Target, config: RedknotConfig, given: ShapeGiven) -> Subject:
+    profile, origin, identity = target.profile, target.origin, target.profile.identity
     query_heads = given.query_heads or (identity.num_attention_heads if identity else None)
     head_dim = given.head_dim or (identity.head_dim if identity else None)
     if query_heads is None or head_dim is None:
         missing = "--query-heads" if query_heads is None else "--head-dim"
         raise typer.BadParameter(f"{origin} does not say it: give {missing}, or the model's folder")
-    return Subject(origin, profile, profile.layer_ids, query_heads, head_dim, warnings=warnings)
+    layers = (identity.num_layers if identity else None) or profile.layer_ids[-1] + 1
+    rows = row_schedule(target, config)
+    try:
+        if rows is not None:
+            rows.check_layers(layers)
+    except RowScheduleError as error:
+        raise CliError(str(error)) from error
+    sizes = None
+    if identity and identity.hidden_size and identity.intermediate_size:
+        sizes = DecoderSizes(layers, identity.hidden_size, identity.intermediate_size)
+    return Subject(
+        origin,
+        profile,
+        profile.layer_ids,
+        query_heads,
+        head_dim,
+        warnings=target.warnings,
+        layers=layers,
+        sizes=sizes,
+        rows=rows,
+    )
 
 
 def kv_bytes_per_rank(

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_redknot.cli.capacity_plan import ContextPlan, Cost, Server
 from vllm_redknot.cli.plan_inputs import Subject
+from vllm_redknot.cli.prefill_flops import PrefillWork
 from vllm_redknot.heads.profile import HeadClass
 
 
@@ -28,6 +29,7 @@ def plan_document(server: Server, subject: Subject, plans: Sequence[ContextPlan]
         "in_flight_tokens": server.in_flight_tokens,
         "max_groups": server.max_groups,
         "kv_cache_memory_bytes": server.kv_bytes,
+        "row_schedule": None if server.rows is None else server.rows.to_section(),
         "warnings": list(subject.warnings),
         "contexts": [
             {
@@ -35,6 +37,8 @@ def plan_document(server: Server, subject: Subject, plans: Sequence[ContextPlan]
                 "kept_share": plan.kept_share,
                 "redknot": _cost(plan.redknot),
                 "stock": _cost(plan.stock),
+                "rows_skipped": None if plan.rows is None else asdict(plan.rows),
+                "prefill_flops_with_rows": _prefill(plan.prefill_with_rows),
             }
             for plan in plans
         ],
@@ -44,4 +48,14 @@ def plan_document(server: Server, subject: Subject, plans: Sequence[ContextPlan]
 def _cost(cost: Cost) -> dict[str, Any]:
     values = asdict(cost)
     work = values.pop("work")
-    return {**values, "prefill_attention_flops": work["prefill"], "decode_attention_flops": work["decode"]}
+    del values["prefill"]
+    return {
+        **values,
+        "prefill_attention_flops": work["prefill"],
+        "decode_attention_flops": work["decode"],
+        "prefill_flops": _prefill(cost.prefill),
+    }
+
+
+def _prefill(work: PrefillWork | None) -> dict[str, int] | None:
+    return None if work is None else {**asdict(work), "total": work.total}

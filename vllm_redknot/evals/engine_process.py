@@ -9,10 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
-
-from vllm_redknot.evals.requests import Request
+from typing import Any, Final, Protocol
 
 WORKER: Final = ("-m", "vllm_redknot.evals.engine_worker")
 """What the interpreter is told to run."""
@@ -24,11 +23,18 @@ class EngineError(RuntimeError):
     """An engine that did not start, or died: which, how, its last words, and where its log lies."""
 
 
+class Asked(Protocol):
+    """A request: anything that is a line of JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The line."""
+
+
 @contextmanager
 def engine_process(
     name: str,
     arguments: Mapping[str, Any],
-    requests: Sequence[Request],
+    requests: Sequence[Asked],
     log: Path,
     worker: Sequence[str] = WORKER,
 ) -> Iterator[Iterator[dict[str, Any]]]:
@@ -60,14 +66,15 @@ def _replies(
     process: subprocess.Popen[str],
     name: str,
     arguments: Mapping[str, Any],
-    requests: Sequence[Request],
+    requests: Sequence[Asked],
     log: Path,
 ) -> Iterator[dict[str, Any]]:
     assert process.stdin is not None
     assert process.stdout is not None
     # A process that is gone already is reported below, by its exit status.
     with suppress(BrokenPipeError):
-        for line in ({"engine": arguments}, *(request.to_json() for request in requests), {"end": True}):
+        lines = (request.to_json() for request in requests)
+        for line in chain(({"engine": arguments},), lines, ({"end": True},)):
             process.stdin.write(json.dumps(line) + "\n")
         process.stdin.flush()
     answered = 0

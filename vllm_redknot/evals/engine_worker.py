@@ -1,21 +1,17 @@
 """A process that is one vLLM engine: a line of settings and lines of requests in, a line per answer out.
 
-Lines on stdin: {"engine": arguments of vllm.LLM}, the requests, {"end": true}. Lines on stdout: {"facts": ...} once the
-engine runs, then an answer per request in their order; or {"error": ...}. stdin stays open while the engine is wanted:
-when it closes, as it does when the parent dies, the process ends at once.
+The settings are arguments of vllm.LLM. Lines on stdout: {"facts": ...} once the engine runs, then an answer per request
+in their order; see `worker_lines` for the rest.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from vllm_redknot.evals.requests import Answer, Distributions, Request, request_from_json
+from vllm_redknot.evals.worker_lines import answer_lines
 
 R = TypeVar("R", bound=Request)
 
@@ -30,42 +26,18 @@ def work(
     answer: Callable[[Any, R], Answer],
     facts: Callable[[Any], dict[str, Any]],
 ) -> None:
-    """Read settings and requests from stdin, start `vllm.LLM`, and write what it answers.
+    """Start `vllm.LLM` with the settings on stdin and write what it answers; see `worker_lines`.
 
     Args:
         parse: makes a request of its line.
         answer: asks the engine, whose prefix cache is empty.
         facts: what the engine says of itself.
     """
-    # Libraries print what they like to stdout: that goes to the log, and answers to a descriptor of their own.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)
-        arguments, requests = _read(sys.stdin, parse)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        try:
-            for line in _serve(arguments, requests, answer, facts):
-                answers.write(json.dumps(line) + "\n")
-                answers.flush()
-        except Exception as error:
-            answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-            answers.flush()
-            raise
 
+    def serve(arguments: dict[str, Any], requests: list[R]) -> Iterator[dict[str, Any]]:
+        return _serve(arguments, requests, answer, facts)
 
-def _read(lines: IO[str], parse: Callable[[Mapping[str, Any]], R]) -> tuple[dict[str, Any], list[R]]:
-    arguments = json.loads(lines.readline())["engine"]
-    requests: list[R] = []
-    for text in iter(lines.readline, ""):
-        line = json.loads(text)
-        if "end" in line:
-            return arguments, requests
-        requests.append(parse(line))
-    raise EOFError("the list of requests broke off")
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
+    answer_lines(parse, serve)
 
 
 def _serve(
@@ -74,8 +46,6 @@ def _serve(
     answer: Callable[[Any, R], Answer],
     facts: Callable[[Any], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    # One process, so that ending it leaves nothing behind; vLLM reads this when it is imported.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 
     llm = LLM(**arguments)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
-from vllm_redknot.evals.texts import _data_file as data_file
+from vllm_redknot.evals.texts import data_file
 
 DataSet = Literal["squad", "hotpotqa"]
 DATA_SETS: Final[tuple[DataSet, ...]] = ("squad", "hotpotqa")

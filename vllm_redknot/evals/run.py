@@ -1,4 +1,4 @@
-"""A whole evaluation: both engines one after the other, each resumed from its file, then the document."""
+"""A whole evaluation: engines one after the other, each resumed from its file, then the document."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from vllm_redknot.evals.requests import Answer, Request
 
 STOCK: Final = "stock"
 REDKNOT: Final = "REDKNOT"
+ENGINES: Final = {"heads": "heads", "rows": "rows", "redknot": REDKNOT}
+"""Configurations besides stock, and what their engines are called; in an ablation REDKNOT is the one with both."""
 Told = Callable[[str, int, int], None]
 """Told after every answer: engine, answers so far, answers in all."""
 

@@ -25,7 +25,7 @@ def essays() -> str:
     Raises:
         TextsMissingError: The package is not installed.
     """
-    text: str = json.loads(_data_file("PaulGrahamEssays.json").read_text(encoding="utf-8"))["text"]
+    text: str = json.loads(data_file("PaulGrahamEssays.json").read_text(encoding="utf-8"))["text"]
     return text
 
 
@@ -48,7 +48,8 @@ def sentences_of(source: Source) -> tuple[str, ...]:
     return essay_sentences(source) if isinstance(source, str) else source
 
 
-def _data_file(name: str) -> Path:
+def data_file(name: str) -> Path:
+    """A file of the package. Raises TextsMissingError."""
     spec = find_spec("long_context_eval")
     if spec is None or spec.origin is None:
         raise TextsMissingError(

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from vllm_redknot.heads.errors import HeadFitError
 from vllm_redknot.heads.profile import HeadKind, HeadProfile, ModelIdentity
+
+LINEAR_KINDS: Final = frozenset({"linear_attention", "mamba", "recurrent", "conv"})
+"""Values of a configuration's `layer_types` without KV heads."""
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,6 @@ class HeadVisibility(NamedTuple):
     window: int | None
     sink: int
 
-    @property
-    def sees_all(self) -> bool:
-        return self.window is None
-
 
 EVERYTHING: Final = HeadVisibility(None, 0)
 
@@ -164,10 +160,6 @@ class HeadProfile:
             return EVERYTHING
         row = self._row_of[layer_id]
         return HeadVisibility(self.window[row][kv_head], self.sink[row][kv_head])
-
-    def matrix_counts(self) -> Counter[HeadClass]:
-        """Heads per class as the matrix has them, the dense prefix left out of account."""
-        return Counter(itertools.chain.from_iterable(self.classes))
 
     def counts(self) -> Counter[HeadClass]:
         """Heads per class as they apply, counted from the matrix and the dense prefix."""

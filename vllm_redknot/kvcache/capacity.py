@@ -80,10 +80,6 @@ class Capacity:
         """Longest requests that fit into so many bytes at once."""
         return kv_cache_bytes / self.request_bytes
 
-    def dense_concurrency(self, kv_cache_bytes: int) -> float:
-        """The same, storing every token of every head."""
-        return kv_cache_bytes / self.dense_request_bytes
-
 
 def blocks_kept(seen: HeadVisibility, page: PageFormat, workload: Workload) -> int:
     """Most pages a request ever holds for one head."""

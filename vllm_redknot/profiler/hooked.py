@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.utils import logging
 
 from vllm_redknot.profiler.errors import ProfilerError
+from vllm_redknot.profiler.profilable import check_profilable
 
 IMPLEMENTATION: Final = "redknot_profiler"
 
@@ -52,26 +56,50 @@ def _interface(
     return result.transpose(0, 1)[None], None
 
 
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    """The model on the CPU; of safetensors files alone, without code of its own. Raises ProfilerError."""
+    AttentionInterface.register(IMPLEMENTATION, _interface)
+    try:
+        with _without_bars():
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise ProfilerError(f"{folder}: transformers cannot load it: {error}") from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws none of its progress bars: the one on the screen is ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class HookedModel:
     """A causal language model in evaluation mode without gradients for its weights.
 
     Set `attention` to the function every layer is to use; `logits` runs the model.
 
     Raises:
-        ProfilerError: transformers cannot load the folder, or its attention does not go through the common interface.
+        ProfilerError: transformers cannot load the folder, or its attention is no plain softmax attention over
+            everything, or does not go through the common interface.
     """
 
     attention: LayerAttention
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: str = "cpu") -> None:
-        AttentionInterface.register(IMPLEMENTATION, _interface)
-        try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=IMPLEMENTATION, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise ProfilerError(f"{folder}: transformers cannot load it: {error}") from error
-        self.model = self.model.to(device).eval().requires_grad_(False)
+        check_profilable(folder)
+        self.model = _load(folder, dtype).to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.layers: dict[int, Any] = {}
         for name, module in self.model.named_modules():

@@ -10,7 +10,7 @@ import torch
 
 from vllm_redknot.heads.profile import HeadProfile, HeadVisibility
 from vllm_redknot.profiler.hooked import AttentionCall
-from vllm_redknot.profiler.windowed import attend
+from vllm_redknot.profiler.windowed import attend, attend_rows
 
 T = TypeVar("T")
 
@@ -39,6 +39,19 @@ class ProfiledAttention:
             result[rows] = attend(
                 call.query[rows], call.key[heads], call.value[heads], seen.window, seen.sink, call.scaling
             )
+        return result
+
+    def of_rows(self, call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
+        """[Hq, T, D] with the outputs of the queries at `rows`, int64 [K], and zeros elsewhere."""
+        ratio = call.query.shape[0] // call.key.shape[0]
+        result = torch.zeros_like(call.query)
+        query = call.query[:, rows]
+        for seen, heads in self._alike[call.layer].items():
+            mine = [head * ratio + i for head in heads for i in range(ratio)]
+            near = attend_rows(
+                query[mine], rows, call.key[heads], call.value[heads], seen.window, seen.sink, call.scaling
+            )
+            result[torch.tensor(mine, device=rows.device)[:, None], rows] = near
         return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from vllm_redknot.heads.model_shape import ModelShape
@@ -14,6 +15,10 @@ HEAD_COPIES: Final = 12
 """Rows of all query heads: q, k and v under two windows, both outputs, their mixture and its gradient."""
 BASE_BYTES: Final = 2**30
 """A Python process with torch and transformers."""
+STATES: Final = 3
+"""Hidden states a calibration of row skipping keeps of each case; as in `row_judge`, which needs torch."""
+ESSAY_ANSWER: Final = 256
+"""Tokens of an essay's answer; as in `calibration`."""
 
 
 def run_bytes(shape: ModelShape, weight_bytes: int | None, tokens: int, element_bytes: int) -> int:
@@ -25,3 +30,19 @@ def run_bytes(shape: ModelShape, weight_bytes: int | None, tokens: int, element_
         + HEAD_COPIES * shape.num_attention_heads * shape.head_dim
     )
     return BASE_BYTES + (weight_bytes or 0) + shape.num_layers * tokens * row * element_bytes
+
+
+def row_run_bytes(
+    shape: ModelShape, weight_bytes: int | None, lengths: Sequence[int], texts: int, element_bytes: int
+) -> int:
+    """Peak of a calibration of row skipping: weights, one layer at work, and what is kept of every case."""
+    intermediate = shape.intermediate_size or 4 * shape.hidden_size
+    row = (
+        HIDDEN_COPIES * shape.hidden_size
+        + MLP_COPIES * intermediate
+        + HEAD_COPIES * shape.num_attention_heads * shape.head_dim
+    )
+    states = 3 * texts * sum(lengths) * STATES * shape.hidden_size * element_bytes
+    # Of an essay's answer: fp16 that is kept, and fp32 logits, log-probabilities and their difference for one.
+    logprobs = ESSAY_ANSWER * shape.vocab_size * (2 * texts * len(lengths) + 4 * 4)
+    return BASE_BYTES + (weight_bytes or 0) + max(lengths) * row * element_bytes + states + logprobs

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class HeadScores:
     mass: dict[str, Matrix]
     deviation: dict[str, Matrix]
     values: dict[str, Values]
-    dense_loss: dict[str, float]
 
 
 def score_heads(
@@ -73,7 +71,6 @@ def score_heads(
         {task: _mean(rows) for task, rows in found["mass"].items()},
         {task: _mean(rows) for task, rows in found["deviation"].items()},
         {task: _mean(rows) for task, rows in found["values"].items()},
-        {task: fmean(rows) for task, rows in found["loss"].items()},
     )
 
 
@@ -82,13 +79,11 @@ def _record(model: HookedModel, case: Case, window: int, sink: int) -> dict[str,
     rows = len(case.answer)
     recording = RecordingAttention(window, sink, rows, case.span)
     model.attention = recording
-    logits = model.logits(case.prompt + case.answer[:-1], rows)
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(case.answer, device=logits.device))
+    model.logits(case.prompt + case.answer[:-1], rows)
     layers = sorted(model.layers)
     return {
         "mass": in_order(recording.mass, layers),
         "deviation": in_order(recording.deviation, layers),
-        "loss": float(loss),
     }
 
 

@@ -88,13 +88,16 @@ class Judge:
     def compare(self, profile: HeadProfile, limits: Limits) -> Verdict:
         """Comparisons per task and length, and the limits a profile breaks over all lengths of a task."""
         pairs = list(zip(self.answers(None), self.answers(profile), strict=True))
-        rows = tuple(
-            _compare(
-                task, length, [pair for pair in pairs if (pair[0].task, pair[0].length) == (task, length)]
-            )
-            for task, length in dict.fromkeys((dense.task, dense.length) for dense, _ in pairs)
-        )
-        return Verdict(rows, tuple(_failures(rows, limits)))
+        rows = compare_pairs(pairs)
+        return Verdict(rows, tuple(failures_of(rows, limits)))
+
+
+def compare_pairs(pairs: Sequence[tuple[Answer, Answer]]) -> tuple[Comparison, ...]:
+    """Of a baseline's and a candidate's answers to the same cases, by task and length."""
+    return tuple(
+        _compare(task, length, [pair for pair in pairs if (pair[0].task, pair[0].length) == (task, length)])
+        for task, length in dict.fromkeys((before.task, before.length) for before, _ in pairs)
+    )
 
 
 def _compare(task: str, length: int, pairs: Sequence[tuple[Answer, Answer]]) -> Comparison:
@@ -120,7 +123,8 @@ def _by_more_than_chance(rows: Sequence[Comparison]) -> bool:
     return chance < SIGNIFICANT
 
 
-def _failures(rows: Sequence[Comparison], limits: Limits) -> list[str]:
+def failures_of(rows: Sequence[Comparison], limits: Limits, baseline: str = "dense finds") -> list[str]:
+    """The limits that do not hold over all lengths of a task, against the baseline that the `dense_` fields hold."""
     failures = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [row for row in rows if row.task == task]
@@ -134,6 +138,6 @@ def _failures(rows: Sequence[Comparison], limits: Limits) -> list[str]:
         found, dense = sum(row.found for row in mine), sum(row.dense_found for row in mine)
         if found < limits.recall * dense and (task == "needle" or _by_more_than_chance(mine)):
             failures.append(
-                f"{task}: {found} answers found where dense finds {dense}; asked: {limits.recall:.0%}"
+                f"{task}: {found} answers found where {baseline} {dense}; asked: {limits.recall:.0%}"
             )
     return failures

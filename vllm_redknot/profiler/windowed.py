@@ -47,6 +47,35 @@ def attend(
     return result.transpose(0, 1).flatten(1, 2)[:, :length]
 
 
+def attend_rows(
+    query: torch.Tensor,
+    rows: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    sink: int,
+    scaling: float,
+) -> torch.Tensor:
+    """`attend` for some of the queries alone; its mask is K x T, so K should be small.
+
+    Args:
+        query: [Hq, K, D], those at the positions `rows`, int64 [K].
+        key, value: [H, T, D].
+
+    Returns:
+        [Hq, K, D].
+    """
+    ratio = query.shape[0] // key.shape[0]
+    if ratio > 1:
+        key, value = key.repeat_interleave(ratio, 0), value.repeat_interleave(ratio, 0)
+    position = torch.arange(key.shape[1], device=query.device)
+    distance = rows[:, None] - position[None, :]
+    seen = distance >= 0
+    if window is not None:
+        seen &= (distance < window) | (position < sink)
+    return scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=seen, scale=scaling)[0]
+
+
 def _with_sinks(rows: torch.Tensor, window: int, missing: int, sink: int) -> torch.Tensor:
     """[H, T, D] -> [blocks, H, sink + 2 * window, D]."""
     blocks = pad(rows, (0, 0, window, missing)).unflatten(1, (-1, window)).transpose(0, 1)

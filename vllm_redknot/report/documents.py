@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS
 
 MAX_ROWS: Final = 5000
+MAX_PARTS: Final = 8
+"""Configurations of an ablation, and kinds of rows."""
 Name = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=4000)]
 
@@ -50,8 +52,14 @@ class Samples(_Read):
     samples: Annotated[list[float], Field(max_length=MAX_ROWS)] = []
 
 
+class AblatedSamples(Samples):
+    """One configuration of an ablation; `ratio` is its median over stock's."""
+
+    ratio: float
+
+
 class BenchRow(_Read):
-    """One figure of both sides; `ratio` is REDKNOT's median over stock's."""
+    """One figure of all sides; `ratio` is REDKNOT's median over stock's."""
 
     workload: Name
     metric: Name
@@ -60,6 +68,16 @@ class BenchRow(_Read):
     redknot: Samples
     ratio: float
     better: Literal["higher", "lower"]
+    ablation: Annotated[dict[Name, AblatedSamples], Field(max_length=MAX_PARTS)] | None = None
+
+
+class Part(_Read):
+    """A configuration of an ablation. `rows_skipped`: shares of prefill rows, by kind."""
+
+    description: Text | None = None
+    kv_share: Share | None = None
+    row_schedule: dict[str, Any] | None = None
+    rows_skipped: Annotated[dict[Name, Share], Field(max_length=MAX_PARTS)] | None = None
 
 
 class BenchDocument(_Read):
@@ -69,6 +87,9 @@ class BenchDocument(_Read):
     format: Literal[1]
     model: ModelName
     heads: HeadsStated = HeadsStated()
+    row_schedule: dict[str, Any] | None = None
+    rows_skipped: Annotated[dict[Name, Share], Field(max_length=MAX_PARTS)] | None = None
+    ablation: Annotated[dict[Name, Part], Field(max_length=MAX_PARTS)] | None = None
     machine: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     rows: Annotated[list[BenchRow], Field(max_length=200)]
@@ -102,6 +123,18 @@ class Choices(_Read):
     beyond_window: Annotated[dict[Name, bool], Field(max_length=64)] = {}
 
 
+Suites = Annotated[
+    dict[Name, Annotated[list[Cell], Field(max_length=MAX_ROWS)]],
+    Field(max_length=16),
+]
+
+
+class EvalPart(Part):
+    """A configuration of an ablation, beside stock."""
+
+    suites: Suites
+
+
 class EvalDocument(_Read):
     """What `redknot eval` writes."""
 
@@ -113,10 +146,9 @@ class EvalDocument(_Read):
     seed: int | None = None
     choices: Choices = Choices()
     notes: dict[str, Any] = {}
-    suites: Annotated[
-        dict[Name, Annotated[list[Cell], Field(max_length=MAX_ROWS)]],
-        Field(max_length=16),
-    ]
+    row_schedule: dict[str, Any] | None = None
+    suites: Suites
+    ablation: Annotated[dict[Name, EvalPart], Field(max_length=MAX_PARTS)] | None = None
 
 
 class CurvePoint(_Read):

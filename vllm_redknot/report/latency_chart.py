@@ -1,4 +1,4 @@
-"""Bars of a benchmark: stock over REDKNOT, each row on a scale of its own that begins at 0."""
+"""Bars of a benchmark, stock first, each row on a scale of its own that begins at 0."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ LEFT, WIDTH = 66.0, 360.0
 LONGEST: Final = WIDTH - LEFT - 110
 """Pixels of the longest bar; its figure stands behind it."""
 STEP: Final = 28.0
+PARTS: Final = ("heads", "rows")
+"""Configurations with a style of their own."""
+NAME_LETTERS: Final = 8
 SHORT_UNIT: Final = 8
 """Letters of a unit that has room behind its bar; a longer one stands above all bars alone."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One side: pixels of its length and of the whisker from the lowest to the highest sample."""
+    """One side: its style and name, pixels of its length and of the whisker from the lowest to the highest sample."""
 
     side: str
     name: str
@@ -34,6 +37,7 @@ class Bars:
     """One row of the document. `times` is how many times better REDKNOT is, None where a side has nothing."""
 
     workload: str
+    height: float
     bars: tuple[Bar, ...]
     times: float | None
     verdict: str
@@ -69,13 +73,29 @@ def latency_charts(document: BenchDocument) -> list[Group]:
 
 
 def _bars(row: BenchRow) -> Bars:
-    sides = (("stock", "stock", row.stock), ("redknot", "REDKNOT", row.redknot))
+    sides = [("stock", "stock", row.stock), *_beside_stock(row)]
     longest = max((abs(value) for _, _, side in sides for value in (side.median, *side.samples)), default=0.0)
     scale = LONGEST / longest if longest else 0.0
     bars = tuple(_bar(index, *side, scale, row.unit) for index, side in enumerate(sides))
     times = row.ratio if row.better == "higher" else (1 / row.ratio if row.ratio else None)
     said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
-    return Bars(row.workload, bars, times, _verdict(row, times), f"{row.metric}, {row.workload}: {said}")
+    return Bars(
+        row.workload,
+        2 + STEP * len(bars),
+        bars,
+        times,
+        _verdict(row, times),
+        f"{row.metric}, {row.workload}: {said}",
+    )
+
+
+def _beside_stock(row: BenchRow) -> list[tuple[str, str, Samples]]:
+    if row.ablation is None:
+        return [("redknot", "REDKNOT", row.redknot)]
+    return [
+        (name if name in PARTS else "redknot", name[:NAME_LETTERS], side)
+        for name, side in row.ablation.items()
+    ]
 
 
 def _verdict(row: BenchRow, times: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.report import numbers, tables
 from vllm_redknot.report.collect import Collected
 from vllm_redknot.report.curve_chart import HEIGHT, WIDTH, curve_chart
-from vllm_redknot.report.documents import BenchDocument, EvalDocument, ProfileDocument
+from vllm_redknot.report.documents import BenchDocument, EvalDocument, Part, ProfileDocument
 from vllm_redknot.report.head_map_chart import head_map_chart
 from vllm_redknot.report.latency_chart import latency_charts
 from vllm_redknot.report.needle_chart import needle_charts
@@ -87,18 +88,26 @@ def _profile(name: str, document: ProfileDocument) -> dict[str, Any]:
 
 def _evaluation(name: str, document: EvalDocument) -> dict[str, Any]:
     needles = document.suites.get(NEEDLE, [])
+    parts = document.ablation or {}
     return {
         "file": name,
         "model": document.model,
         "heads": document.heads,
         "seed": document.seed,
-        "facts": [*tables.pairs(document.notes), *tables.pairs(document.versions)],
+        "facts": [
+            *tables.pairs(document.notes),
+            *tables.pairs({"row schedule": document.row_schedule}),
+            *tables.pairs(document.versions),
+        ],
         "near": [length for length, beyond in document.choices.beyond_window.items() if not beyond],
         "needles": needle_charts(needles),
         "tables": [
             (suite, tables.totals(cells) if suite == NEEDLE else tables.rows(cells))
             for suite, cells in document.suites.items()
         ],
+        "names": ["stock", *parts],
+        "ablation": [(suite, tables.ablation(suite, parts)) for suite in document.suites],
+        "parts": [(name, _part(part)) for name, part in parts.items()],
     }
 
 
@@ -108,5 +117,26 @@ def _bench(name: str, document: BenchDocument) -> dict[str, Any]:
         "model": document.model,
         "heads": document.heads,
         "groups": latency_charts(document),
-        "facts": [*tables.pairs(document.machine), *tables.pairs(document.versions)],
+        "parts": [(name, _part(part)) for name, part in (document.ablation or {}).items()],
+        "rows_skipped": _skipped(document.rows_skipped),
+        "facts": [
+            *tables.pairs({"row schedule": document.row_schedule}),
+            *tables.pairs(document.machine),
+            *tables.pairs(document.versions),
+        ],
     }
+
+
+def _part(part: Part) -> str:
+    """A configuration in a line."""
+    shares = [] if part.kv_share is None else [f"{_percent(part.kv_share)} of stock's KV bytes"]
+    if part.row_schedule is not None:
+        shares.append("skips rows in prefill")
+    found = [part.description, *shares, _skipped(part.rows_skipped)]
+    return "; ".join(text for text in found if text)
+
+
+def _skipped(rows: Mapping[str, float] | None) -> str:
+    """Shares of prefill rows that were skipped, nothing where none was counted."""
+    found = ", ".join(f"{_percent(share)} of {kind} rows" for kind, share in (rows or {}).items())
+    return f"skipped in prefill: {found}" if found else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vllm_redknot.report.documents import Cell, Estimate
+from vllm_redknot.report.documents import Cell, Estimate, EvalPart
 from vllm_redknot.report.numbers import shown, tokens
 
 MAX_PAIRS: Final = 40
@@ -29,6 +29,34 @@ class Row:
 def rows(cells: Iterable[Cell]) -> list[Row]:
     """All cells, in the document's order."""
     return [_row(cell) for cell in cells]
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """One cell of all configurations; `values` are stock's and then theirs, with whether they differ from stock."""
+
+    what: str
+    where: str
+    n: str
+    values: tuple[tuple[str, str], ...]
+
+
+def ablation(suite: str, parts: Mapping[str, EvalPart]) -> list[AblationRow]:
+    """The cells of all depths that every configuration has."""
+    by_place = [{_place(cell): cell for cell in part.suites.get(suite, [])} for part in parts.values()]
+    found = []
+    for place, first in by_place[0].items() if by_place else ():
+        cells = [each[place] for each in by_place if place in each]
+        if first.depth is not None or len(cells) < len(by_place):
+            continue
+        texts = [_row(cell) for cell in cells]
+        values = (("", texts[0].stock), *((text.verdict, text.redknot) for text in texts))
+        found.append(AblationRow(texts[0].what, texts[0].where, texts[0].n, values))
+    return found
+
+
+def _place(cell: Cell) -> tuple[str, str, int | None, float | None]:
+    return cell.task, cell.metric, cell.length, cell.depth
 
 
 def totals(cells: Sequence[Cell]) -> list[Row]:

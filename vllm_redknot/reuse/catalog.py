@@ -22,7 +22,9 @@ class Catalog:
         self.memory = MemoryTier(memory_bytes)
         self.finder = SegmentFinder(min_tokens)
         self.on_disk: dict[str, int] = {}
-        """Content id -> tokens of the segment."""
+        """Content id -> tokens of the segment. Changed by `found_on_disk` and `gone_from_disk` alone."""
+        self.disk_bytes = 0
+        """`segment_bytes` of what is on disk."""
         self.counters = StoreCounters()
         self.log = FaultLog()
         self._layout = layout
@@ -51,12 +53,16 @@ class Catalog:
 
     def found_on_disk(self, content: str, tokens: IntArray) -> None:
         """A segment is on disk now."""
-        self.on_disk[content] = len(tokens)
+        if content not in self.on_disk:
+            self.on_disk[content] = len(tokens)
+            self.disk_bytes += self.segment_bytes(len(tokens))
         self._make_findable(content, tokens)
 
     def gone_from_disk(self, content: str) -> None:
         """A segment is not on disk any more, if it was."""
-        self.on_disk.pop(content, None)
+        num_tokens = self.on_disk.pop(content, None)
+        if num_tokens is not None:
+            self.disk_bytes -= self.segment_bytes(num_tokens)
         self._forget_if_gone(content)
 
     def missed(self, reason: Miss) -> None:
@@ -71,6 +77,7 @@ class Catalog:
     def check_integrity(self) -> None:
         """Assert that the books agree."""
         self.memory.check_integrity()
+        assert self.disk_bytes == sum(map(self.segment_bytes, self.on_disk.values()))
         assert self.finder.contents == self.memory.contents | self.on_disk.keys()
 
     def _make_findable(self, content: str, tokens: IntArray) -> None:

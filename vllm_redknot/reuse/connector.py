@@ -14,8 +14,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 
 from vllm_redknot.reuse.messages import ReuseMetadata, ReuseReport
+from vllm_redknot.reuse.metrics import Changes, ReuseMetrics, ReuseStats
 from vllm_redknot.reuse.opening import open_store
 from vllm_redknot.reuse.setup import LEAST_BOUNDARY
+from vllm_redknot.reuse.store import SegmentStore
 from vllm_redknot.reuse.tracker import Tracker
 from vllm_redknot.reuse.worker import ReuseWorker
 from vllm_redknot.settings import settings_of
@@ -33,11 +35,43 @@ class SegmentReuseConnector(KVConnectorBase_V1):
         settings = settings_of(vllm_config)
         self._settings = settings
         self._worker: ReuseWorker | None = None
+        self._changes = Changes()
         if role == KVConnectorRole.SCHEDULER:
             own = vllm_config.kv_transfer_config.kv_connector_extra_config
             self.tracker = Tracker(
                 settings.boundary, settings.capture, settings.min_reuse, own.get(LEAST_BOUNDARY, 0)
             )
+
+    @property
+    def store(self) -> SegmentStore:
+        """The worker's store. Raises RuntimeError on the scheduler's side, and before the model is loaded."""
+        if self._worker is None:
+            raise RuntimeError("the segment store is open in the worker, while it runs")
+        return self._worker.store
+
+    # Metrics.
+
+    def get_kv_connector_stats(self) -> ReuseStats | None:
+        """What this side has counted since the last step."""
+        if self._role == KVConnectorRole.SCHEDULER:
+            return self._changes.since_last(self.tracker.totals.numbers())
+        return None if self._worker is None else self._worker.stats()
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> ReuseStats:
+        """Stats that have travelled as their `data`."""
+        return ReuseStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> ReuseMetrics:
+        """The metrics of the API server."""
+        return ReuseMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     @property
     def requires_kv_delivery(self) -> bool:

@@ -2,7 +2,8 @@
 
 "off"                                      nothing is reused or stored for this request
 {"spans": [[begin, end], ...],             documents of the prompt, in tokens; they are looked up, and stored
- "boundary": N}                            tokens recomputed at the start of each moved document
+ "boundary": N,                            tokens recomputed at the start of each moved document
+ "reuse": false}                           nothing is taken from the store: the documents are computed and stored
 '{"spans": ...}'                           the same as a JSON string: vllm_xargs takes no objects
 """
 
@@ -17,8 +18,10 @@ from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.spans import Span, parse_spans
 
 ARGUMENT: Final = "redknot_reuse"
-KEYS: Final = ("spans", "boundary")
-VALID: Final = '"off", or an object with "spans" ([[begin, end], ...]) and "boundary" (tokens)'
+KEYS: Final = ("spans", "boundary", "reuse")
+VALID: Final = (
+    '"off", or an object with "spans" ([[begin, end], ...]), "boundary" (tokens) and "reuse" (true or false)'
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,14 @@ class Control:
         enabled: whether anything may be reused or stored.
         spans: documents that the request marks.
         boundary: tokens recomputed per moved span; None leaves it to the server.
+        reuse: whether stored KV is used. Without it marked documents are computed, and stored unless they are stored
+            exactly: what overlaps a stored document is then of nothing but itself.
     """
 
     enabled: bool = True
     spans: tuple[Span, ...] = ()
     boundary: int | None = None
+    reuse: bool = True
 
 
 OFF: Final = Control(enabled=False)
@@ -60,4 +66,9 @@ def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) 
     boundary = value.get("boundary")
     if boundary is not None and (not isinstance(boundary, int) or isinstance(boundary, bool) or boundary < 0):
         raise ReuseError(f"{ARGUMENT}.boundary is {boundary!r:.80}: give an integer >= 0 (tokens)")
-    return Control(spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary)
+    reuse = value.get("reuse", True)
+    if not isinstance(reuse, bool):
+        raise ReuseError(f"{ARGUMENT}.reuse is {reuse!r:.80}: give true or false")
+    return Control(
+        spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary, reuse=reuse
+    )

@@ -29,6 +29,8 @@ class StoreCounters:
     removed_damaged: int = 0
     memory_bytes: int = 0
     """Gauge: held in host memory now, what is being loaded included."""
+    disk_bytes: int = 0
+    """Gauge: K, V and token ids of this store's segments that are believed to be on disk."""
     leases: int = 0
     """Gauge: leases that are out, those of segments being written included."""
     segments: int = 0

@@ -9,7 +9,8 @@ from typing import Final
 
 from vllm_redknot.reuse.faults import Miss
 
-logger = logging.getLogger(__name__)
+# vLLM's, so that a server shows it with its own lines; by name, as the `store` commands work without vLLM.
+logger = logging.getLogger("vllm.redknot")
 
 INTERVAL_S: Final = 60.0
 
@@ -31,4 +32,4 @@ class FaultLog:
         self._last[key] = now
         more = self._left_out.pop(key, 0)
         suffix = f" ({more} more since the last such line)" if more else ""
-        logger.warning("KV reuse: %s (%s): %s%s", what, reason.value, message, suffix)
+        logger.warning("REDKNOT: stored KV: %s (%s): %s%s", what, reason.value, message, suffix)

@@ -15,6 +15,7 @@ from vllm_redknot.reuse.lease import Lease
 from vllm_redknot.reuse.messages import Found, Lookup
 from vllm_redknot.reuse.plan import Run, plan_spans
 from vllm_redknot.reuse.policy import repair_policy
+from vllm_redknot.reuse.scope import content_id
 from vllm_redknot.reuse.segment import Segment
 from vllm_redknot.reuse.spans import Span
 
@@ -33,6 +34,9 @@ class Segments(Protocol):
 
     def acquire(self, content: str, deadline_s: float | None = None) -> Lease | None:
         """A lease, or None."""
+
+    def __contains__(self, content: str) -> bool:
+        """Whether exactly these tokens are stored."""
 
 
 class Lookups:
@@ -96,6 +100,8 @@ class Lookups:
                 lease.release()
 
     def _search(self, lookup: Lookup, leases: dict[str, Lease]) -> Found:
+        if not lookup.reuse:
+            return Found(lookup.ticket, (), tuple(s for s in lookup.spans if not self._holds(lookup, s)), 0)
         faults, runs = 0, []
         for match in self._store.find(lookup.tokens.tolist(), lookup.spans or None):
             if match.content not in leases:
@@ -109,6 +115,9 @@ class Lookups:
         spans = plan_spans(runs, self._format, repair_policy(lookup.boundary), len(lookup.tokens))
         missing = tuple(span for span in lookup.spans if self._is_missing(span, runs))
         return Found(lookup.ticket, spans, missing, faults)
+
+    def _holds(self, lookup: Lookup, span: Span) -> bool:
+        return content_id(lookup.tokens[span.begin : span.end].tolist()) in self._store
 
     def _is_missing(self, span: Span, runs: Iterable[Run]) -> bool:
         """Whether much of a marked document is not stored: a few tokens differ where it was joined to others."""

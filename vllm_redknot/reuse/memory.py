@@ -21,6 +21,7 @@ class MemoryTier:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
+        self.num_leases = 0
         self._reserved = 0
         # Least recently used first.
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -37,16 +38,13 @@ class MemoryTier:
         """The segments that are in use."""
         return frozenset(content for content, entry in self._entries.items() if entry.leases)
 
-    @property
-    def num_leases(self) -> int:
-        return sum(entry.leases for entry in self._entries.values())
-
     def lease(self, content: str, leases: int = 1) -> Segment | None:
         """The segment, most recently used from now on, and kept until as many `release`s; None if it is not here."""
         entry = self._entries.get(content)
         if entry is None:
             return None
         entry.leases += leases
+        self.num_leases += leases
         self._entries.move_to_end(content)
         return entry.segment
 
@@ -55,6 +53,7 @@ class MemoryTier:
         entry = self._entries[content]
         assert entry.leases > 0, f"segment {content} has no lease to release"
         entry.leases -= 1
+        self.num_leases -= 1
 
     def reserve(self, nbytes: int) -> list[str] | None:
         """Room for `nbytes`, held until `commit` or `cancel`. Returns what was evicted for it, or None without room.
@@ -87,10 +86,12 @@ class MemoryTier:
         assert segment.content not in self._entries
         self._reserved -= segment.nbytes
         self._entries[segment.content] = _Entry(segment, leases)
+        self.num_leases += leases
 
     def check_integrity(self) -> None:
         """Assert that the books balance."""
         held = sum(entry.segment.nbytes for entry in self._entries.values())
         assert self.used_bytes == held + self._reserved <= max(self.max_bytes, 0)
         assert all(entry.leases >= 0 for entry in self._entries.values())
+        assert self.num_leases == sum(entry.leases for entry in self._entries.values())
         assert self._reserved >= 0

@@ -30,6 +30,7 @@ class Lookup:
     tokens: npt.NDArray[np.int32]  # [n], the prompt
     spans: tuple[Span, ...]
     boundary: int
+    reuse: bool = True  # without it the answer has no spans, only which of the documents are missing
 
 
 @dataclass(frozen=True)

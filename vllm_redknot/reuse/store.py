@@ -59,6 +59,11 @@ class SegmentStore:
         with self._catalog.lock:
             return content in self._catalog.finder.contents
 
+    def is_on_disk(self, content: str) -> bool:
+        """Whether a segment is believed to be on disk."""
+        with self._catalog.lock:
+            return content in self._catalog.on_disk
+
     def put(self, segment: Segment) -> bool:
         """Take a segment into memory, and have it written to disk. Whether it is findable from now on.
 
@@ -138,11 +143,16 @@ class SegmentStore:
     def counters(self) -> StoreCounters:
         """A copy of the counters, gauges up to date."""
         with self._catalog.lock:
-            counters = self._catalog.counters.copy()
-            counters.memory_bytes = self._catalog.memory.used_bytes
-            counters.leases = self._catalog.memory.num_leases
-            counters.segments = len(self._catalog.finder.contents)
-            return counters
+            return self._copied_counters()
+
+    def counters_now(self) -> StoreCounters | None:
+        """As `counters`, or None while another thread searches or changes the store: an engine step never waits."""
+        if not self._catalog.lock.acquire(blocking=False):
+            return None
+        try:
+            return self._copied_counters()
+        finally:
+            self._catalog.lock.release()
 
     def check_integrity(self) -> None:
         """Assert that memory, disk listing and finder agree."""
@@ -158,3 +168,12 @@ class SegmentStore:
     def _release(self, content: str) -> None:
         with self._catalog.lock:
             self._catalog.memory.release(content)
+
+    def _copied_counters(self) -> StoreCounters:
+        """With the catalog's lock held."""
+        counters = self._catalog.counters.copy()
+        counters.memory_bytes = self._catalog.memory.used_bytes
+        counters.disk_bytes = self._catalog.disk_bytes
+        counters.leases = self._catalog.memory.num_leases
+        counters.segments = len(self._catalog.finder.contents)
+        return counters

@@ -99,12 +99,24 @@ class Totals:
 
     requests: int = 0
     prompt_tokens: int = 0
+    prefix_tokens: int = 0
     segment_tokens: int = 0
+    recomputed_tokens: int = 0
     segments: int = 0
     faults: int = 0
     timeouts: int = 0
     stored: int = 0
     not_stored: int = 0
+
+    def numbers(self) -> dict[str, int]:
+        """What the metrics have of these; the rest the store counts."""
+        return {
+            "requests": self.requests,
+            "faults": self.faults,
+            "prefix_tokens": self.prefix_tokens,
+            "segment_tokens": self.segment_tokens,
+            "recomputed_tokens": self.recomputed_tokens,
+        }
 
 
 class Tracker:
@@ -260,7 +272,7 @@ class Tracker:
         tracked = self._requests.pop(request_id)
         self._forget(tracked, tracked.documents)
         self._release(tracked)
-        self.totals.segment_tokens += tracked.segment_tokens
+        self._count_tokens(tracked)
         self.totals.segments += tracked.segments
         self.totals.faults += tracked.faults
         return tracked.details()
@@ -325,7 +337,16 @@ class Tracker:
         self._open[tracked.ticket] = tracked
         tokens = np.asarray(request.prompt_token_ids, dtype=np.int32)
         boundary = self.boundary if control.boundary is None else control.boundary
-        self._next.lookups.append(Lookup(tracked.ticket, tokens, control.spans, boundary))
+        self._next.lookups.append(Lookup(tracked.ticket, tokens, control.spans, boundary, control.reuse))
+
+    def _count_tokens(self, tracked: Tracked) -> None:
+        """Prompt tokens by where their KV came from: of an aborted request, those it came to."""
+        reached = min(tracked.request.num_prompt_tokens, tracked.request.num_computed_tokens)
+        prefix = min(tracked.prefix_tokens, reached)
+        segment = min(tracked.segment_tokens, reached - prefix)
+        self.totals.prefix_tokens += prefix
+        self.totals.segment_tokens += segment
+        self.totals.recomputed_tokens += reached - prefix - segment
 
     def _release(self, tracked: Tracked, message: ReuseMetadata | None = None) -> None:
         if tracked.ticket is not None:

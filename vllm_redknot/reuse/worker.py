@@ -15,6 +15,7 @@ from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.identity import scope_of
 from vllm_redknot.reuse.lookups import Lookups
 from vllm_redknot.reuse.messages import Gather, Load, ReuseMetadata, ReuseReport
+from vllm_redknot.reuse.metrics import Changes, ReuseStats
 from vllm_redknot.reuse.pages import PagedModel
 from vllm_redknot.reuse.relocate import Relocator
 from vllm_redknot.reuse.rotary import rotary_of, verify
@@ -53,6 +54,7 @@ class ReuseWorker:
         self._pages: PagedModel | None = None
         self._readers: dict[tuple[str, Span], DocumentReader] = {}
         self._report = ReuseReport()
+        self._changes = Changes()
         logger.info("REDKNOT: stored KV of scope %s", self._scope.name)
 
     def begin(self, message: ReuseMetadata) -> None:
@@ -92,6 +94,11 @@ class ReuseWorker:
         report, self._report = self._report, ReuseReport()
         report.found = self._lookups.answers()
         return report if report != ReuseReport() else None
+
+    def stats(self) -> ReuseStats | None:
+        """What the store has counted since the last call, if anything; sometimes only with a later step."""
+        counters = self.store.counters_now()
+        return None if counters is None else self._changes.since_last(counters.snapshot())
 
     def close(self) -> None:
         """End lookups and leases, and settle the store."""

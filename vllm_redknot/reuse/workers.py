@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.redknot")
 
 
 class Workers:
@@ -69,7 +69,7 @@ class Workers:
             try:
                 task()
             except Exception:
-                logger.exception("a task of %s failed; please report it", self._name)
+                logger.exception("REDKNOT: a task of %s failed; please report it", self._name)
             finally:
                 with self._changed:
                     self._outstanding -= 1

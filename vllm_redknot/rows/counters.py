@@ -1,14 +1,14 @@
-"""How many rows were computed and how many skipped, in the log and among vLLM's Prometheus metrics."""
+"""How many rows of which layer were computed and how many skipped, in the log and among vLLM's Prometheus metrics."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
-import prometheus_client
 from vllm.logger import init_logger
+
+from vllm_redknot.rows.metrics import RowMetricFile
 
 logger = init_logger("vllm.redknot")
 
@@ -20,24 +20,32 @@ SKIPPED: Final = "skipped"
 
 
 class RowCounters:
-    """Rows of prefill steps, summed over layers. A row is one token in one layer."""
+    """Rows of prefill steps. A row is one token in one layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: RowMetricFile | None) -> None:
+        """
+        Args:
+            metrics: where they are shown by layer; None: nowhere, as on all tensor-parallel ranks but one.
+        """
         self.rows: Counter[tuple[str, str]] = Counter()
+        """By kind and outcome, over all layers."""
+        self._metrics = metrics
         self._logged: Counter[tuple[str, str]] = Counter()
         self._next_log = 0.0
 
-    def add(self, kind: str, computed: int, skipped: int) -> None:
-        """Count one or more layers of a step.
+    def add(self, kind: str, layer: int, computed: int, skipped: int) -> None:
+        """Count one layer of a step.
 
         Args:
             kind: ATTENTION or FFN.
+            layer: of the model.
             computed: rows computed.
             skipped: rows skipped.
         """
         for outcome, count in ((COMPUTED, computed), (SKIPPED, skipped)):
             self.rows[kind, outcome] += count
-            _metric().labels(kind=kind, outcome=outcome).inc(count)
+            if self._metrics is not None:
+                self._metrics.add(kind, layer, outcome, count)
 
     def log(self, now: float | None = None) -> None:
         """Say what was skipped since the last line, if that is long enough ago."""
@@ -51,12 +59,3 @@ class RowCounters:
         ]
         logger.info("REDKNOT: rows of long prompts (tokens x layers): %s", "; ".join(parts))
         self._logged, self._next_log = self.rows.copy(), now + LOG_SECONDS
-
-
-@lru_cache
-def _metric() -> Any:
-    return prometheus_client.Counter(
-        "vllm:redknot_prefill_rows",
-        "Rows (tokens x layers) of prefill steps in which tokens skip work",
-        ["kind", "outcome"],
-    )

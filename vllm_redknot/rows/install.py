@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 
 from vllm_redknot.rows.compiled import hide_attention, hide_ffn
+from vllm_redknot.rows.counters import ATTENTION, FFN
 from vllm_redknot.rows.layers import LateAttention, SkippingFfn
 from vllm_redknot.rows.rules import ffn_rule
 from vllm_redknot.rows.structure import decoder_layers
@@ -35,19 +36,17 @@ def install_rows(model: nn.Module) -> None:
         return
     schedule = rows.schedule
     for layer in decoder_layers(model, RedknotImpl):
-        rows.attention_layers += 1
+        rows.layers[ATTENTION][layer.index] = schedule.skips_attention(layer.index)
         if schedule.skips_attention(layer.index):
             LateAttention(layer)
             if rows.is_compiled:
                 hide_attention(layer)
-            rows.late_attention_layers += 1
         rule = ffn_rule(schedule, layer.index)
         if schedule.skips_ffn(layer.index) or rule is not None:
             SkippingFfn(layer, rule, rows.counters)
             if rows.is_compiled:
                 hide_ffn(layer)
         if rule is None:
-            rows.ffn_layers += 1
-            rows.late_ffn_layers += schedule.skips_ffn(layer.index)
+            rows.layers[FFN][layer.index] = schedule.skips_ffn(layer.index)
     rows.installed = True
     logger.info_once("REDKNOT: %s", schedule.describe())

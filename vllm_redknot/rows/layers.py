@@ -112,7 +112,7 @@ class SkippingFfn:
             rule: which of the rows that may skip are computed after all; None: none of them.
             counters: told what the rule chose.
         """
-        self._name, self._rule, self._counters = layer.name, rule, counters
+        self._name, self._index, self._rule, self._counters = layer.name, layer.index, rule, counters
         self._ffn: Forward = layer.ffn.forward
         self._shared = layer.shared_expert
         self._chosen: torch.Tensor | None = None
@@ -155,7 +155,7 @@ class SkippingFfn:
         assert chosen is not None, "the norm runs before the network"
         extra = plan.skipping[chosen]
         skipped = plan.num_skipping - extra.shape[0]
-        self._counters.add(FFN, plan.num_kept + extra.shape[0], skipped)
+        self._counters.add(FFN, self._index, plan.num_kept + extra.shape[0], skipped)
         return torch.cat([plan.kept, extra]).sort().values, plan.skipping[~chosen]
 
     def _share(self, hidden_states: torch.Tensor) -> torch.Tensor:

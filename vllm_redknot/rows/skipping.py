@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.forward_context import get_forward_context
 
 from vllm_redknot.rows.counters import ATTENTION, FFN, RowCounters
+from vllm_redknot.rows.metrics import RowMetricFile
 from vllm_redknot.rows.plan import RowPlan, split_step
 
 if TYPE_CHECKING:
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 class RowSkipping:
     """One per loaded model and process that skips rows."""
 
-    def __init__(self, schedule: RowSchedule, is_compiled: bool) -> None:
+    def __init__(
+        self, schedule: RowSchedule, is_compiled: bool, metrics: RowMetricFile | None = None
+    ) -> None:
         self.schedule = schedule
         self.is_compiled = is_compiled
-        self.counters = RowCounters()
+        self.counters = RowCounters(metrics)
         self.installed = False
         """Whether the model's layers follow the plans. The engine must not start before."""
-        self.attention_layers = 0
-        self.late_attention_layers = 0
-        self.ffn_layers = 0
-        self.late_ffn_layers = 0
+        self.layers: dict[str, dict[int, bool]] = {ATTENTION: {}, FFN: {}}
+        """Kind -> layer -> whether skipping rows are skipped there; without the layers of `sparse_ffn`."""
         self._prompt_lens: Sequence[int] = ()
 
     def expect(self, prompt_lens: Sequence[int]) -> None:
@@ -63,12 +64,10 @@ class RowSkipping:
 
     def _count(self, plan: RowPlan) -> None:
         """Everything but the layers of `sparse_ffn`, which count what they find."""
-        rows = plan.num_kept + plan.num_skipping
-        for kind, layers, late in (
-            (ATTENTION, self.attention_layers, self.late_attention_layers),
-            (FFN, self.ffn_layers, self.late_ffn_layers),
-        ):
-            self.counters.add(kind, layers * rows - late * plan.num_skipping, late * plan.num_skipping)
+        for kind, layers in self.layers.items():
+            for layer, is_late in layers.items():
+                skipped = plan.num_skipping if is_late else 0
+                self.counters.add(kind, layer, plan.num_kept + plan.num_skipping - skipped, skipped)
         self.counters.log()
 
 

@@ -23,12 +23,14 @@ from vllm_redknot.benchmarking.servers import Common, Servers, servers
 from vllm_redknot.benchmarking.store import Store, write_whole
 from vllm_redknot.benchmarking.workloads import Crowd, Metric, Wanted, workloads
 from vllm_redknot.cli import options
-from vllm_redknot.cli.app import console, emit_json, print_table, printable, warn
+from vllm_redknot.cli.app import console, emit_json, printable, warn
+from vllm_redknot.cli.bench_tables import show_document
+from vllm_redknot.cli.configurations import Configuration, configurations
 from vllm_redknot.cli.diagnosis.machine import INSTALL, versions
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
 from vllm_redknot.cli.target import Target, settings, target_of_model
-from vllm_redknot.cli.units import parse_bytes, parse_token_list, parse_tokens, show_bytes
+from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.config import ALL_GLOBAL
 
 MOST_CONTEXT = 32 * 1024
@@ -56,6 +58,8 @@ def bench(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
+    ablation: options.Ablation = False,
     max_groups: options.MaxGroups = None,
     output: Annotated[
         Path,
@@ -64,7 +68,7 @@ def bench(
     rounds: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100, metavar="N", help="Turns of both servers.", show_default="3, or 1 with --quick"
+            min=1, max=100, metavar="N", help="Turns of all servers.", show_default="3, or 1 with --quick"
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short prompts, few requests, one round.")] = False,
@@ -108,36 +112,21 @@ def bench(
         ),
     ] = None,
     max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            parser=parse_tokens,
-            help="The longest request.",
-            show_default="the model's, at most 32K",
-        ),
+        int | None, options.max_model_len("The longest request.", "the model's, at most 32K")
     ] = None,
     kv_bytes: Annotated[
         int | None,
-        typer.Option(
-            "--kv-cache-memory-bytes",
-            "--kv-bytes",
-            metavar="BYTES",
-            parser=parse_bytes,
-            help="KV cache of each server, of one GPU.",
-            show_default="8 longest requests of stock vLLM",
-        ),
+        options.kv_bytes("KV cache of each server, of one GPU.", "8 longest requests of stock vLLM"),
     ] = None,
     batched_tokens: options.BatchedTokens = "2K",  # type: ignore[assignment]
-    block_size: Annotated[
-        int, typer.Option(min=16, metavar="TOKENS", help="vLLM's --block-size: a multiple of 16.")
-    ] = 32,
+    block_size: options.BlockSize = 32,
     tp: options.TensorParallel = 1,
     enforce_eager: Annotated[
         bool, typer.Option("--enforce-eager", help="vLLM's --enforce-eager: quicker starts.")
     ] = False,
     serve_flags: Annotated[
         str,
-        typer.Option(metavar="FLAGS", help="Further flags of `vllm serve` for both, in one pair of quotes."),
+        typer.Option(metavar="FLAGS", help="Further flags of `vllm serve` for all, in one pair of quotes."),
     ] = "",
     start_timeout: Annotated[
         float, typer.Option(min=1.0, metavar="SECONDS", help="How long a server may take to be ready.")
@@ -147,8 +136,9 @@ def bench(
     """Measure latency, throughput and KV memory against stock vLLM, on this machine, in one run.
 
     Starts `vllm serve` of either kind in turns on the loopback address and asks it with vLLM's own client, `vllm
-    bench serve`. Figures are medians over all rounds. A run that was interrupted goes on where it was: what a server
-    gave is a file in DIR/rounds, beside its log.
+    bench serve`; --ablation adds two kinds, to tell what head classes gain from what row skipping gains. Figures are
+    medians over all rounds. A run that was interrupted goes on where it was: what a server gave is a file in
+    DIR/rounds, beside its log.
 
     Examples:
 
@@ -156,10 +146,7 @@ def bench(
 
       redknot bench ~/models/SmolLM2-135M-Instruct --quick --enforce-eager --only ttft --ttft 512,2K
     """
-    if block_size % 16:
-        raise typer.BadParameter(
-            f"--block-size is {block_size}: REDKNOT has pages of a multiple of 16 tokens"
-        )
+    options.check_block_size(block_size)
     lengths = None if ttft is None else parse_token_list(ttft)
     if heads not in (None, ALL_GLOBAL):
         heads = str(Path(str(heads)).expanduser().absolute())
@@ -170,14 +157,16 @@ def bench(
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
         max_groups=max_groups,
+        rows=rows,
     )
     target = target_of_model(model, config)
+    compared = configurations(target, config, ablation)
     described = target.model
     assert described is not None
     context = max_model_len or min(described.max_context or MOST_CONTEXT, MOST_CONTEXT)
     further = _split(serve_flags)
-    both = Common(context, kv_bytes, batched_tokens, block_size, tp, enforce_eager, further)
-    pair = servers(target, described, config, both)
+    common = Common(context, kv_bytes, batched_tokens, block_size, tp, enforce_eager, further)
+    started = servers(compared, described, common)
     try:
         wanted = Wanted(lengths, short, long, throughput)
         asked = workloads(wanted, context, batched_tokens, quick, only or tuple(Metric))
@@ -187,18 +176,19 @@ def bench(
         warn(warning)
     measurement = Measurement(
         model=model.expanduser().absolute(),
-        flags=pair.flags,
+        flags=started.flags,
         workloads=asked,
         rounds=rounds or (QUICK_ROUNDS if quick else ROUNDS),
         start_timeout=start_timeout,
     )
-    header = _header(target, described, pair)
-    document = _run(measurement, header, pair, described, output, context)
+    header = _header(target, described, compared, started)
+    document = _run(measurement, header, started, described, output, context)
     write_whole(output / "bench.json", dumps(document))
     if json:
         emit_json(document)
         return
-    _show(document, output)
+    show_document(console(), document)
+    console().print(f"{output / 'bench.json'}", soft_wrap=True)
 
 
 def _split(flags: str) -> tuple[str, ...]:
@@ -208,8 +198,12 @@ def _split(flags: str) -> tuple[str, ...]:
         raise typer.BadParameter(f"--serve-flags is {flags!r}: {error}") from error
 
 
-def _header(target: Target, model: ModelFile, pair: Servers) -> dict[str, Any]:
+def _header(
+    target: Target, model: ModelFile, compared: Sequence[Configuration], started: Servers
+) -> dict[str, Any]:
     """What the document says besides its rows; files by name, for results are shown to others."""
+    whole = compared[-1]
+    parts = {one.label: one.described() for one in compared}
     return {
         "model": model.path.absolute().name,
         "heads": {
@@ -217,12 +211,14 @@ def _header(target: Target, model: ModelFile, pair: Servers) -> dict[str, Any]:
             "description": target.profile.describe(),
             "fingerprint": target.profile.fingerprint(),
         },
+        "row_schedule": whole.described()["row_schedule"],
+        "ablation": parts if len(parts) > 1 else None,
         "machine": described_machine(),
         "versions": versions(),
         "settings": {
-            "serve_flags": list(pair.common_flags),
-            "redknot": {key: value for key, value in pair.redknot_settings.items() if key != "heads"},
-            "kv_bytes": pair.kv_bytes,
+            "serve_flags": list(started.common_flags),
+            "redknot": {key: value for key, value in whole.section.items() if key != "heads"},
+            "kv_bytes": started.kv_bytes,
         },
     }
 
@@ -230,7 +226,7 @@ def _header(target: Target, model: ModelFile, pair: Servers) -> dict[str, Any]:
 def _run(
     measurement: Measurement,
     header: Mapping[str, Any],
-    pair: Servers,
+    started: Servers,
     model: ModelFile,
     output: Path,
     context: int,
@@ -245,7 +241,7 @@ def _run(
     }
     try:
         with closing(Store(output, plan)) as store, _ended_by_signals(), progress(measurement.steps) as say:
-            found = measure(measurement, store, say, lambda: _check(pair, model))
+            found = measure(measurement, store, say, lambda: _check(started, model))
     except BenchmarkError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -255,14 +251,14 @@ def _run(
             err=True,
         )
         raise
-    return bench_document(header, measurement.workloads, found, context, pair.kv_bytes)
+    return bench_document(header, measurement.workloads, found, context, started.kv_bytes)
 
 
-def _check(pair: Servers, model: ModelFile) -> None:
+def _check(started: Servers, model: ModelFile) -> None:
     """What can be known before a server starts."""
     if importlib.util.find_spec("vllm") is None:
         raise BenchmarkError(f"vLLM is not installed: {INSTALL}")
-    check_host_memory(pair.kv_bytes, model.weight_bytes)
+    check_host_memory(started.kv_bytes, model.weight_bytes)
 
 
 def _fail(error: BenchmarkError) -> NoReturn:
@@ -282,40 +278,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _show(document: Mapping[str, Any], output: Path) -> None:
-    out = console()
-    heads, used = document["heads"], document["settings"]
-    out.print(f"{document['model']} with {heads['origin']}", style="bold", soft_wrap=True)
-    out.print(f"{heads['description']}; {heads['kv_share']:.1%} of the KV bytes at the longest request")
-    out.print(
-        f"KV cache of {show_bytes(used['kv_bytes'])}; medians, lowest to highest in brackets;"
-        " ~ where the samples of both overlap."
-    )
-    columns = ["workload", "figure", "stock", "REDKNOT", "times better"]
-    print_table(out, columns, map(_row, document["rows"]))
-    out.print(f"{output / 'bench.json'}", soft_wrap=True)
-
-
-def _row(row: Mapping[str, Any]) -> list[str]:
-    ratio, unit = row["ratio"], row["unit"]
-    if row["better"] == "lower":
-        ratio = 1 / ratio if ratio else 0.0
-    figure = row["metric"] if unit == "bytes" else f"{row['metric']}, {unit}"
-    stock, ours = row["stock"]["samples"], row["redknot"]["samples"]
-    overlap = max(len(stock), len(ours)) > 1 and min(stock) <= max(ours) and min(ours) <= max(stock)
-    times = f"{ratio:.2f}x{' ~' if overlap and stock != ours else ''}"
-    return [row["workload"], figure, _spread(row["stock"], unit), _spread(row["redknot"], unit), times]
-
-
-def _spread(side: Mapping[str, Any], unit: str) -> str:
-    samples: Sequence[float] = side["samples"]
-    show = show_bytes if unit == "bytes" else _show_number
-    low, high = min(samples), max(samples)
-    median = show(side["median"])
-    return median if low == high else f"{median} ({show(low)} to {show(high)})"
-
-
-def _show_number(value: float) -> str:
-    return f"{value:,.4g}"

@@ -12,16 +12,17 @@ import typer
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
+from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
 from vllm_redknot.cli.eval_tables import show_document
 from vllm_redknot.cli.runs import progress, write_document
 from vllm_redknot.cli.target import Target, settings, target_of_model
-from vllm_redknot.cli.units import parse_bytes, parse_token_list, parse_tokens
+from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
-from vllm_redknot.evals.run import REDKNOT, STOCK, Answered, Engine, Told, answer_all, answers_path, log_path
+from vllm_redknot.evals.run import ENGINES, STOCK, Answered, Engine, Told, answer_all, answers_path, log_path
 from vllm_redknot.heads.profile import HeadProfile
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def evaluate(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
+    ablation: options.Ablation = False,
     suite: Annotated[SuiteChoice, typer.Option(help="What is asked.")] = SuiteChoice.ALL,
     lengths: Annotated[
         str | None,
@@ -68,6 +71,16 @@ def evaluate(
             " has enough of it."
         ),
     ] = True,
+    beyond: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            parser=parse_tokens,
+            help="Instead: of the text that lies farther back than this, so that profiles of other windows are asked"
+            " the same questions.",
+            show_default="the largest local window",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Needle texts per length and depth.")] = 3,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws texts and resamples.")] = 0,
     limit: Annotated[
@@ -86,24 +99,10 @@ def evaluate(
         bool, typer.Option("--restart", help="Throw the answers in --output away and begin anew.")
     ] = False,
     max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            parser=parse_tokens,
-            help="Passed on to vLLM.",
-            show_default="the longest length and room to answer",
-        ),
+        int | None, options.max_model_len("Passed on to vLLM.", "the longest length and room to answer")
     ] = None,
     kv_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--kv-cache-memory-bytes",
-            "--kv-bytes",
-            metavar="BYTES",
-            parser=parse_bytes,
-            help="Passed on to vLLM.",
-            show_default="twice what stock needs for one request",
-        ),
+        int | None, options.kv_bytes("Passed on to vLLM.", "twice what stock needs for one request")
     ] = None,
     batched_tokens: Annotated[
         int,
@@ -115,22 +114,21 @@ def evaluate(
             help="Passed on to vLLM: tokens of a step. Scoring essays needs their logits at once.",
         ),
     ] = "512",  # type: ignore[assignment]
-    block_size: Annotated[
-        int, typer.Option(min=16, metavar="TOKENS", help="Passed on to vLLM: a multiple of 16.")
-    ] = 32,
+    block_size: options.BlockSize = 32,
     dtype: Annotated[Dtype, typer.Option(help="Passed on to vLLM.")] = Dtype.AUTO,
     tp: options.TensorParallel = 1,
     enforce_eager: Annotated[
-        bool, typer.Option(help="Passed on to vLLM; without it both engines are compiled.")
+        bool, typer.Option(help="Passed on to vLLM; without it all engines are compiled.")
     ] = True,
     json: options.Json = False,
 ) -> None:
-    """Say what head classes cost: stock vLLM and REDKNOT on the same tokens, with intervals.
+    """Say what head classes and row skipping cost: stock vLLM and REDKNOT on the same tokens, with intervals.
 
     **fidelity**: NLL of held-out essays, divergence and top-1 agreement. **needle**: passcodes at every length and
     depth, alone and among four named ones. **qa**: SQuAD and HotpotQA among distractor paragraphs. Each cell has n,
-    both values, the paired difference, and whether that is noise. The engines run one after the other. A run that was
-    interrupted goes on when the same command is given again.
+    both values, the paired difference, and whether that is noise. The engines run one after the other; --ablation adds
+    two, to tell what head classes cost from what row skipping costs. A run that was interrupted goes on when the same
+    command is given again.
 
     Examples:
 
@@ -139,18 +137,17 @@ def evaluate(
       redknot eval ~/models/SmolLM2-135M-Instruct --limit 10 --json > eval.json
     """
     require_vllm()
-    if block_size % 16:
-        raise typer.BadParameter(
-            f"--block-size is {block_size}: REDKNOT has pages of a multiple of 16 tokens"
-        )
+    options.check_block_size(block_size)
     config = settings(
         heads=heads,
         window=window,
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
+        rows=rows,
     )
     target = target_of_model(model, config)
+    compared = configurations(target, config, ablation)
     assert target.model is not None
     if target.model.refused:
         raise CliError(
@@ -172,7 +169,7 @@ def evaluate(
         depths=_parse_depths(depths),
         seeds=seeds,
         seed=seed,
-        window=_largest_window(target.profile) if beyond_window else None,
+        window=(beyond or _largest_window(target.profile)) if beyond_window else None,
         limit=limit,
     )
     engine_options = EngineOptions(
@@ -186,13 +183,13 @@ def evaluate(
     if restart:
         _forget(output)
     with progress() as told:
-        stock, ours = (
-            _answer(engine, requests, output, told)
-            for engine in engines(arguments, target, config, identified)
+        stock, *ours = (
+            _answer(engine, requests, output, told) for engine in engines(arguments, compared, identified)
         )
-    scores = suite_scores(cases.cases, stock.answers, ours.answers)
+    scores = [suite_scores(cases.cases, stock.answers, found.answers) for found in ours]
+    compared_scores = list(zip(compared, ours, scores, strict=True))
     document = eval_document(
-        target, config, chosen, identified, arguments, (stock, ours), scores, cases.beyond_window
+        target, chosen, identified, arguments, stock, compared_scores, cases.beyond_window
     )
     write_document(output / DOCUMENT, document)
     if json:
@@ -255,7 +252,7 @@ def _answer(engine: Engine, requests: Sequence[Request], folder: Path, told: Tol
 
 
 def _forget(folder: Path) -> None:
-    for engine in (STOCK, REDKNOT):
+    for engine in (STOCK, *ENGINES.values()):
         answers_path(folder, engine).unlink(missing_ok=True)
         log_path(folder, engine).unlink(missing_ok=True)
     (folder / DOCUMENT).unlink(missing_ok=True)

@@ -47,6 +47,7 @@ def plan(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
     layers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Attention layers, without MODEL.")
     ] = None,
@@ -65,16 +66,7 @@ def plan(
             show_default="8K,32K,128K, or up to the model's longest",
         ),
     ] = None,
-    kv_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--kv-cache-memory-bytes",
-            "--kv-bytes",
-            metavar="BYTES",
-            parser=parse_bytes,
-            help="KV memory of a GPU, exact.",
-        ),
-    ] = None,
+    kv_bytes: Annotated[int | None, options.kv_bytes("KV memory of a GPU, exact.")] = None,
     gpu_memory: Annotated[
         int | None,
         typer.Option(
@@ -109,11 +101,12 @@ def plan(
     png: options.Png = None,
     json: options.Json = False,
 ) -> None:
-    """Say what a server's KV cache costs before there is a server: bytes, sessions, attention FLOPs.
+    """Say what a server's KV cache costs before there is a server: bytes, sessions, FLOPs.
 
     KV bytes are the engine's: blocks, tokens in flight, and the padding and promotion of the KV-cache groups the
-    plugin would form. The closed form leaves the groups out. Stock is vLLM storing every token of every head. All
-    figures are per GPU. Works without vLLM, from the config.json or from four numbers.
+    plugin would form. The closed form leaves the groups out. Stock is vLLM storing every token of every head. With row
+    skipping the FLOPs of a prompt's prefill are told with and without it. All figures are per GPU. Works without vLLM,
+    from the config.json or from four numbers.
 
     Examples:
 
@@ -133,6 +126,7 @@ def plan(
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
         max_groups=max_groups,
+        rows=rows,
     )
     subject = plan_subject(model, config, ShapeGiven(layers, kv_heads, query_heads, head_dim))
     memory = kv_bytes
@@ -148,6 +142,9 @@ def plan(
         tp_size=tp,
         sliding=subject.sliding,
         kv_bytes=memory,
+        sizes=subject.sizes,
+        layers=subject.layers,
+        rows=subject.rows,
     )
     plans = [plan_context(server, context) for context in lengths or default_contexts(subject.max_context)]
     if png is not None:
@@ -182,6 +179,19 @@ def _show(server: Server, subject: Subject, plans: Sequence[ContextPlan], memory
     _table(
         out, "Attention FLOPs of one request: its prefill, and the next token", columns, map(_work_row, plans)
     )
+    if server.sizes is not None:
+        columns = ["context", "stock", "REDKNOT", *([] if server.rows is None else ["rows skipped as well"])]
+        _table(
+            out,
+            "FLOPs of one prefill: projections, FFN and attention",
+            columns,
+            map(_prefill_row, plans),
+        )
+    if server.rows is not None:
+        columns = ["context", "attention", "FFN"]
+        _table(out, "Rows (tokens x layers) skipped in late layers", columns, map(_rows_row, plans))
+        if server.rows.sparse_ffn is not None:
+            out.print("What sparse_ffn skips depends on the text: none of it is counted.")
 
 
 def _table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -221,3 +231,16 @@ def _work_row(plan: ContextPlan) -> list[str]:
         show_flops(stock.decode),
         f"{show_flops(ours.decode)} ({ours.decode / stock.decode:.0%})",
     ]
+
+
+def _prefill_row(plan: ContextPlan) -> list[str]:
+    stock = plan.stock.prefill
+    assert stock is not None
+    less = [work for work in (plan.redknot.prefill, plan.prefill_with_rows) if work is not None]
+    shown = [f"{show_flops(work.total)} ({work.total / stock.total:.0%})" for work in less]
+    return [show_tokens(plan.context), show_flops(stock.total), *shown]
+
+
+def _rows_row(plan: ContextPlan) -> list[str]:
+    assert plan.rows is not None
+    return [show_tokens(plan.context), f"{plan.rows.attention:.1%}", f"{plan.rows.ffn:.1%}"]

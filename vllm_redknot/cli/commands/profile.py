@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import datetime
 import json as json_text
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.commands.plan import Dtype
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.model_file import ModelFile, read_model
+from vllm_redknot.cli.model_file import ModelFile
+from vllm_redknot.cli.profile_run import Loaded, Where, halves, read_servable, run_with_model
+from vllm_redknot.cli.row_profile import RowOptions, calibrate_rows, check_options
 from vllm_redknot.cli.units import parse_token_list, parse_tokens, show_bytes
 from vllm_redknot.evals.fingerprints import model_fingerprint, versions
 from vllm_redknot.evals.memory import available_bytes
-from vllm_redknot.evals.texts import TextsMissingError, sentences_in
 from vllm_redknot.heads import native
 
 if TYPE_CHECKING:
+    from vllm_redknot.evals.texts import Source
     from vllm_redknot.profiler.run import Budget, Outcome, Plan
     from vllm_redknot.profiler.verify import Limits
 
@@ -34,6 +31,7 @@ BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4, Dtype.AUT
 
 
 def profile(
+    ctx: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, with weights.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="The head-class file to write.")
@@ -47,7 +45,7 @@ def profile(
         typer.Option(
             metavar="TOKENS",
             parser=parse_tokens,
-            help="The request length that the share is of.",
+            help="The request length that shares and savings are of.",
             show_default="the model's longest",
         ),
     ] = None,
@@ -83,6 +81,20 @@ def profile(
     essay_weight: Annotated[
         float, typer.Option(min=0.0, metavar="W", help="Weight of the essays' value beside the needles'.")
     ] = 1.0,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Calibrate row skipping for head classes that are there instead.")
+    ] = False,
+    heads: options.Heads = None,
+    recent: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="With --rows: last prompt tokens that skip nothing, to choose from."
+        ),
+    ] = "128,256",
+    max_kl: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="X", help="With --rows: allowed on held-out essays, in nats a token."),
+    ] = 0.1,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +120,10 @@ def profile(
     used up. With neither --kv-share nor --global-fraction, the smallest share that holds the limits is searched for.
     The result is checked beside the dense model on texts that did not choose it, and is not written if it fails.
 
+    With --rows, the head classes stay, and the late layers (and FFN rows before them) that prompt tokens can skip are
+    searched for: what saves most FLOPs at --context while needles and essays hold the limits beside the head classes
+    alone, checked likewise. OUT is the head file with the schedule.
+
     Beside OUT lie OUT.evidence.json, which `redknot report` draws, and OUT.journal, from which an interrupted run goes
     on. Needs torch and transformers, not vLLM.
 
@@ -116,7 +132,10 @@ def profile(
       redknot profile ~/models/SmolLM2-135M-Instruct -o heads.json --kv-share 0.2
 
       redknot profile ~/models/Qwen3-8B -o heads.json --device cuda --lengths 2K,4K --windows 256,1K,4K
+
+      redknot profile ~/models/SmolLM2-135M-Instruct --rows --heads heads.json -o heads-and-rows.json
     """
+    check_options(rows, given=lambda name: _is_given(ctx, name))
     if kv_share is not None and global_fraction is not None:
         raise CliError("--kv-share and --global-fraction are two budgets: give one")
     for package in ("torch", "transformers"):
@@ -126,60 +145,61 @@ def profile(
         raise CliError(f"{output} is there: give another --output, or --force to replace it")
     if not output.absolute().parent.is_dir():
         raise CliError(f"{output.parent}: no such folder: make it first")
-    file = _read(model.expanduser())
+    file = read_servable(model.expanduser())
+    name = "bfloat16" if dtype is Dtype.AUTO else str(dtype)
+    where = Where(file, output, device, name, restart)
+    calibration, held_out = _sources(data)
+    longest = context or file.max_context or 8192
+    if rows:
+        from vllm_redknot.profiler.row_judge import RowLimits
+        from vllm_redknot.profiler.row_run import RowPlan
+
+        row_plan = RowPlan(
+            recents=tuple(parse_token_list(recent)),
+            sink=sink,
+            lengths=tuple(parse_token_list(lengths)),
+            texts=texts,
+            judged_lengths=tuple(parse_token_list(check_lengths)),
+            judged_texts=check_texts,
+            seed=seed,
+            calibration=calibration,
+            held_out=held_out,
+        )
+        row_limits = RowLimits(needle_recall, max_nll_increase, max_kl)
+        calibrate_rows(where, RowOptions(heads, row_plan, row_limits, longest, data, force, json))
+        return
     from vllm_redknot.profiler.run import Budget, Plan
     from vllm_redknot.profiler.verify import Limits
 
     plan = Plan(
-        windows=_windows(windows),
+        windows=tuple(parse_token_list(windows)),
         sink=sink,
         lengths=tuple(parse_token_list(lengths)),
         texts=texts,
         judged_lengths=tuple(parse_token_list(check_lengths)),
         judged_texts=check_texts,
         seed=seed,
+        calibration=calibration,
+        held_out=held_out,
         weights={"needle": 1.0, "named": 1.0, "essays": essay_weight},
     )
-    if data is not None:
-        calibration, held_out = _halves(data.expanduser())
-        plan = replace(plan, calibration=calibration, held_out=held_out)
     _check_lengths(file, plan)
-    budget = Budget(kv_share, global_fraction, context or file.max_context or 8192)
+    budget = Budget(kv_share, global_fraction, longest)
     if device == "cpu":
         _check_memory(file, plan, BYTES[dtype])
     limits = Limits(needle_recall, max_nll_increase)
-    outcome = _run(file, output, plan, budget, limits, device, dtype, restart)
+    outcome = _run(where, plan, budget, limits)
     _finish(outcome, file, output, plan, budget, data, force, json)
 
 
-def _read(folder: Path) -> ModelFile:
-    file = read_model(folder)
-    if file.refused:
-        raise CliError(f"REDKNOT does not serve {file.refused[0]}: there is nothing to profile in {folder}")
-    if file.sliding:
-        raise CliError(
-            f"{len(file.sliding)} layers of {folder} have a sliding window of their own: the profiler cannot score"
-            " such a model"
-        )
-    return file
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
-def _windows(text: str) -> tuple[int, ...]:
-    given = tuple(parse_token_list(text))
-    if list(given) != sorted(set(given)) or given[0] < 1:
-        raise CliError(f"--windows {text}: give rising numbers of tokens")
-    return given
-
-
-def _halves(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    try:
-        sentences = sentences_in(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    if len(sentences) < 100:
-        raise CliError(f"{path}: has {len(sentences)} sentences: give a text of at least 100")
-    half = len(sentences) // 2
-    return sentences[:half], sentences[half:]
+def _sources(data: Path | None) -> tuple[Source, Source]:
+    """What scores, and what verifies."""
+    return ("calibration", "held-out") if data is None else halves(data.expanduser())
 
 
 def _check_lengths(file: ModelFile, plan: Plan) -> None:
@@ -205,60 +225,22 @@ def _check_memory(file: ModelFile, plan: Plan, element_bytes: int) -> None:
         )
 
 
-def _run(
-    file: ModelFile,
-    output: Path,
-    plan: Plan,
-    budget: Budget,
-    limits: Limits,
-    device: str,
-    dtype: Dtype,
-    restart: bool,
-) -> Outcome:
-    import torch
-    from tokenizers import Tokenizer
-
+def _run(where: Where, plan: Plan, budget: Budget, limits: Limits) -> Outcome:
     from vllm_redknot.profiler.choose import kept_share
-    from vllm_redknot.profiler.errors import ProfilerError
-    from vllm_redknot.profiler.hooked import HookedModel
-    from vllm_redknot.profiler.journal import open_journal
     from vllm_redknot.profiler.run import Outcome, ProfilingRun
 
-    name = "bfloat16" if dtype is Dtype.AUTO else str(dtype)
-    header = {
-        "model": model_fingerprint(file.path),
-        "plan": plan.header(),
-        "dtype": name,
-        "device": device.split(":")[0],
-        "versions": {key: value for key, value in versions().items() if key in ("torch", "transformers")},
-    }
-    try:
-        with (
-            open_journal(output.with_name(output.name + ".journal"), header, restart) as journal,
-            _progress() as bar,
-        ):
-            loaded = HookedModel(file.path, getattr(torch, name), device)
-            tokenizer = Tokenizer.from_file(str(file.path / "tokenizer.json"))
-            task = bar.add_task("scoring heads", total=plan.passes)
-            run = ProfilingRun(loaded, tokenizer, plan, journal, lambda: bar.advance(task))
-            scores = run.score()
-            bar.update(task, description="choosing", total=None)
-            chosen = run.choose(scores, budget, limits)
-            bar.reset(task, description="checking on held-out texts", total=2 * plan.judged_cases)
-            verdict = run.verify(chosen, limits)
-    except (ProfilerError, TextsMissingError) as error:
-        raise CliError(str(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise CliError(f"out of memory on {device}: give shorter --lengths ({error})") from error
-    return Outcome(chosen, scores, verdict, kept_share(chosen, budget.context))
+    def work(loaded: Loaded) -> Outcome:
+        bar = loaded.bar
+        task = bar.add_task("scoring heads", total=plan.passes)
+        run = ProfilingRun(loaded.model, loaded.tokenizer, plan, loaded.journal, lambda: bar.advance(task))
+        scores = run.score()
+        bar.update(task, description="choosing", total=None)
+        chosen = run.choose(scores, budget, limits)
+        bar.reset(task, description="checking on held-out texts", total=2 * plan.judged_cases)
+        verdict = run.verify(chosen, limits)
+        return Outcome(chosen, scores, verdict, kept_share(chosen, budget.context))
 
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
-        yield bar
+    return run_with_model(where, {"plan": plan.header()}, work)
 
 
 def _finish(

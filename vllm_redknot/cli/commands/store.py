@@ -11,6 +11,7 @@ import typer
 
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import PROBLEM, console, emit_json, print_table
+from vllm_redknot.cli.commands.store_add import add
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.units import parse_bytes, show_bytes
 from vllm_redknot.reuse.faults import SegmentError
@@ -19,8 +20,10 @@ from vllm_redknot.reuse.upkeep import Inspected, collect, inspect_store
 store = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Look at a directory of stored KV segments, verify it, and tidy it. Works without vLLM and torch.",
+    help="Fill a directory of stored KV segments, look at it, verify it, and tidy it. All but `add` work without vLLM"
+    " and torch.",
 )
+store.command()(add)
 
 Directory = Annotated[
     Path,

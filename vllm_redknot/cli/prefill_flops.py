@@ -1,0 +1,94 @@
+"""Prefill arithmetic of a whole decoder, with rows skipped: projections, feed-forward networks and attention.
+
+By the accounting of RedKnot's benchmark scripts, per token and layer: 2H(Hq + 2Hkv)D for the query, key and value
+projections, 2HqDH for the output projection, 6HI for a gated feed-forward network, and 4D for each pair of query head
+and visible key. Embeddings, norms and the logits are left out, and so is what layers without KV heads do instead of
+attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_redknot.cli.flops import attention_work, skipped_attention
+from vllm_redknot.heads.profile import HeadProfile
+from vllm_redknot.rows.schedule import RowSchedule
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """A decoder without its attention heads: `layers` of all kinds, width, and width of the FFN, of all ranks."""
+
+    layers: int
+    hidden_size: int
+    ffn_size: int
+
+
+@dataclass(frozen=True)
+class PrefillWork:
+    """FLOPs of one rank for the prefill of one prompt."""
+
+    projections: int
+    ffn: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """Of all three."""
+        return self.projections + self.ffn + self.attention
+
+
+@dataclass(frozen=True)
+class RowsSkipped:
+    """Shares of a prompt's rows (tokens x layers) that late layers skip."""
+
+    attention: float
+    ffn: float
+
+
+def rows_skipped(
+    rows: RowSchedule, attention_layers: tuple[int, ...], layers: int, context: int
+) -> RowsSkipped:
+    """For a prompt of `context` tokens. What `sparse_ffn` skips depends on the text: none of it is counted."""
+    start, stop = rows.skippable(context)
+    late_attention = sum(rows.skips_attention(layer) for layer in attention_layers)
+    late_ffn = sum(rows.skips_ffn(layer) for layer in range(layers))
+    return RowsSkipped(
+        late_attention * (stop - start) / (len(attention_layers) * context),
+        late_ffn * (stop - start) / (layers * context),
+    )
+
+
+def prefill_work(
+    profile: HeadProfile,
+    query_heads: int,
+    head_dim: int,
+    sizes: DecoderSizes,
+    tp_size: int,
+    context: int,
+    rows: RowSchedule | None,
+) -> PrefillWork:
+    """The prefill of `context` tokens on one rank.
+
+    Args:
+        profile: of the rank, its layers being those with KV heads.
+        query_heads: of the rank.
+        sizes: of all ranks.
+        rows: what is skipped; None computes every row. `sparse_ffn` counts as computed: its share depends on the text.
+    """
+    width, kv_heads = sizes.hidden_size, profile.num_kv_heads
+    key_value = 2 * width * 2 * kv_heads * head_dim
+    query_output = 2 * width * 2 * query_heads * head_dim
+    ffn = 6 * width * sizes.ffn_size // tp_size
+    start, stop = (0, 0) if rows is None else rows.skippable(context)
+    kept = context - (stop - start)
+    late_attention = 0 if rows is None else sum(rows.skips_attention(layer) for layer in profile.layer_ids)
+    late_ffn = 0 if rows is None else sum(rows.skips_ffn(layer) for layer in range(sizes.layers))
+    early = len(profile.layer_ids) - late_attention
+    attention = attention_work(profile, query_heads, head_dim, context).prefill
+    return PrefillWork(
+        projections=len(profile.layer_ids) * context * key_value
+        + (early * context + late_attention * kept) * query_output,
+        ffn=((sizes.layers - late_ffn) * context + late_ffn * kept) * ffn,
+        attention=attention - skipped_attention(profile, query_heads, head_dim, context, rows),
+    )
