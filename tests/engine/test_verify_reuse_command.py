@@ -13,7 +13,7 @@ from tests.engine.harness import engine
 from tests.engine.head_files import write
 from tests.engine.reuse_engine import ask, store_alone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def verified(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         *("--documents", "3", "--document-tokens", "150", "--length", "450", "--dtype", "float32"),
         *("--run", str(folder / "run"), "--output", str(folder)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=850)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1700)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document

@@ -23,10 +23,7 @@ REUSE = ReuseRequest(
 
 @dataclass
 class FakeEngine:
-    """Expects `greedy` tokens, those after them in the vocabulary a nat less each.
-
-    `cached` tokens were not computed.
-    """
+    """Expects `greedy` tokens, each next token a nat less likely; `cached` tokens were not computed."""
 
     greedy: tuple[int, ...]
     cached: int = 0
@@ -88,8 +85,8 @@ def test_documents_are_stored_alone_and_the_prompt_asks_for_them_from_an_empty_p
     engine = FakeEngine((20, 21, 22, 23), cached=6)
     reuse_answer(engine, REUSE)
     assert [(ids, wish) for ids, wish, _ in engine.asked] == [
-        ((0, 1, 2, 3), {"spans": [[0, 4]], "boundary": 4}),
-        ((4, 5, 6, 7), {"spans": [[0, 4]], "boundary": 4}),
+        ((0, 1, 2, 3), {"spans": [[0, 4]], "reuse": False}),
+        ((4, 5, 6, 7), {"spans": [[0, 4]], "reuse": False}),
         (REUSE.prompt, {"spans": [[0, 4], [4, 8]], "boundary": 2}),
     ]
     assert engine.resets == 1

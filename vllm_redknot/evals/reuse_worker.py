@@ -35,8 +35,8 @@ def reuse_answer(llm: Any, request: ReuseRequest) -> Answer:
     wish: Any = "off"
     if request.boundary is not None:
         for begin, end in request.documents:
-            # So large a boundary has it computed whole even where it holds a part of another document.
-            alone = {"spans": [[0, end - begin]], "boundary": end - begin}
+            # Computed whole, even where it holds a part of another document.
+            alone = {"spans": [[0, end - begin]], "reuse": False}
             _generate(llm, request.prompt[begin:end], alone, temperature=0.0, max_tokens=1)
         llm.reset_prefix_cache()
         wish = {"spans": [list(span) for span in request.documents], "boundary": request.boundary}
