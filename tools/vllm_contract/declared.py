@@ -19,6 +19,7 @@ OURS = {
     "SinkWindowSpec.num_sink_blocks": "what the subclass adds",
     "SinkWindowSpec.num_retained_tokens": "only vLLM 0.33 reads it",
     "SegmentReuseConnector.request_finished_all_groups": "of SupportsHMA, which it is registered as",
+    "SegmentReuseConnector.store": "read by our own `redknot store add`",
     "ReuseMetadata.lookups": "a field of our message",
     "ReuseMetadata.drops": "a field of our message",
     "ReuseMetadata.loads": "a field of our message",
