@@ -157,10 +157,7 @@ def verify_reuse(
       redknot verify-reuse ~/models/Qwen3-4B --heads heads.json --questions 200 --output receipts/qwen3.json
     """
     require_vllm("verify-reuse asks one of its engines")
-    if block_size % 16:
-        raise typer.BadParameter(
-            f"--block-size is {block_size}: REDKNOT has pages of a multiple of 16 tokens"
-        )
+    options.check_block_size(block_size)
     config = settings(
         heads=heads,
         window=window,
