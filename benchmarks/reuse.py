@@ -44,6 +44,8 @@ class Sizes:
     memory_gib: float = 0.3
 
 
+START_S = 1800.0
+"""A server's time to start: on a busy machine two of them take long."""
 QUICK = Sizes(300, 4, 2, 10, 150, 16, 4, 4, 0.04)
 
 
@@ -69,7 +71,7 @@ def server_of(
                 "--additional-config",
                 json.dumps({"redknot": section}),
             ]
-        with serving(model, shared, Path(folder) / "log", timeout=600) as server:
+        with serving(model, shared, Path(folder) / "log", timeout=START_S) as server:
             yield server, store
 
 
