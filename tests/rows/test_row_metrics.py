@@ -113,4 +113,16 @@ RowMetricFile(metrics_folder(config)).add("ffn", 1, "computed", 9)
 assert list(metrics_folder(config).iterdir())
 """
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=300)
-    assert list((tmp_path / "metrics").iterdir()) == []
+    assert list((tmp_path / "metrics").glob("*/*")) == []
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, kept = (metrics_folder(engine(tmp_path, name)) for name in ("h", "i"))
+    RowMetricFile(kept).add(FFN, 1, "computed", 9)
+    left.mkdir()
+    (left / f"counter_redknot-{gone.pid}.db").touch()
+    show_metrics(engine(tmp_path, "j"))
+    assert kept.is_dir()
+    assert not left.exists()

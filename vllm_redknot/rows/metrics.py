@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -77,15 +78,36 @@ def metrics_folder(vllm_config: Any) -> Path:
     shared = prometheus_folder()
     if shared is not None:
         return shared
-    return settings_of(vllm_config).cache_path / "metrics" / RANK.sub("", vllm_config.instance_id)
+    # The cache may be shared with other machines.
+    ours = settings_of(vllm_config).cache_path / "metrics" / platform.node()
+    return ours / RANK.sub("", vllm_config.instance_id)
 
 
 def show_metrics(vllm_config: Any) -> None:
     """Show what this engine's workers will count among this process's metrics. The folder goes with the process."""
     folder, collector = metrics_folder(vllm_config), _collector()
     if prometheus_folder() is None and folder not in collector.folders:
+        _remove_left_behind(folder.parent)
         collector.folders.add(folder)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _remove_left_behind(folders: Path) -> None:
+    """Folders of this machine in which only processes counted that are gone: they were killed."""
+    for folder in folders.glob("*/"):
+        counted = [int(path.stem.rpartition("-")[2]) for path in folder.glob("counter_redknot-*.db")]
+        if counted and not any(map(_is_alive, counted)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @lru_cache
