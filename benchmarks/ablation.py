@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_redknot.cli.configurations import configurations
-from vllm_redknot.cli.prefill_flops import DecoderSizes, prefill_work, rows_skipped
 from vllm_redknot.cli.target import settings, target_of_model
 from vllm_redknot.heads.profile import HeadProfile, all_global
+from vllm_redknot.rows.prefill_flops import DecoderSizes, prefill_work, rows_skipped
 from vllm_redknot.rows.schedule import RowSchedule
 
 Engines = dict[str, dict[str, Any] | None]

@@ -13,7 +13,7 @@ from vllm_redknot.profiler.journal import Journal, open_journal
 from vllm_redknot.profiler.row_judge import RowJudge, RowLimits
 from vllm_redknot.profiler.row_model import RowModel
 from vllm_redknot.profiler.row_run import RowChoice
-from vllm_redknot.rows.savings import PrefillWork
+from vllm_redknot.rows.savings import PrefillSavings
 from vllm_redknot.rows.schedule import RowSchedule
 
 RECENTS = (64, 128)
@@ -32,7 +32,7 @@ def judge_of(folder: Path, heads: HeadProfile, journal: Journal) -> RowJudge:
 
 
 def choice_of(judge: RowJudge, heads: HeadProfile, limits: RowLimits | None = None) -> RowChoice:
-    return RowChoice(judge, PrefillWork(SHAPE, heads, CONTEXT), limits or RowLimits(), LAYERS)
+    return RowChoice(judge, PrefillSavings(SHAPE, heads, CONTEXT), limits or RowLimits(), LAYERS)
 
 
 @pytest.mark.parametrize(

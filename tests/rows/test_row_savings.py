@@ -4,7 +4,7 @@ import pytest
 
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.profile import HeadClass, HeadProfile, all_global
-from vllm_redknot.rows.savings import PrefillWork
+from vllm_redknot.rows.savings import PrefillSavings
 from vllm_redknot.rows.schedule import RowSchedule
 
 LAYERS, CONTEXT = 5, 70
@@ -57,7 +57,7 @@ def counted(heads: HeadProfile, schedule: RowSchedule | None) -> float:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_flops_are_those_counted_one_by_one(schedule: RowSchedule) -> None:
-    saved = PrefillWork(SHAPE, MIXED, CONTEXT).saved(schedule)
+    saved = PrefillSavings(SHAPE, MIXED, CONTEXT).saved(schedule)
     left, alone = counted(MIXED, schedule), counted(MIXED, None)
     dense = counted(all_global(tuple(range(LAYERS)), 2), None)
     assert saved.flops == pytest.approx(1 - left / alone)
@@ -65,7 +65,7 @@ def test_flops_are_those_counted_one_by_one(schedule: RowSchedule) -> None:
 
 
 def test_rows_are_tokens_times_layers() -> None:
-    saved = PrefillWork(SHAPE, MIXED, CONTEXT).saved(SCHEDULES[0])
+    saved = PrefillSavings(SHAPE, MIXED, CONTEXT).saved(SCHEDULES[0])
     skipping = CONTEXT - 4 - 20
     assert saved.attention_rows == pytest.approx(2 * skipping / (LAYERS * CONTEXT))
     assert saved.ffn_rows == pytest.approx(3 * skipping / (LAYERS * CONTEXT))
@@ -74,7 +74,7 @@ def test_rows_are_tokens_times_layers() -> None:
 def test_sparse_layers_save_the_share_that_they_do_not_compute() -> None:
     sparse = {"rule": "relative_norm", "thresholds": {"0": 0.1, "1": 0.2}}
     schedule = RowSchedule.parse({"sparse_ffn": sparse, "sink": 4, "recent": 20})
-    saved = PrefillWork(SHAPE, MIXED, CONTEXT).saved(schedule, {0: 0.25, 1: 0.5})
+    saved = PrefillSavings(SHAPE, MIXED, CONTEXT).saved(schedule, {0: 0.25, 1: 0.5})
     skipping = CONTEXT - 4 - 20
     assert saved.ffn_rows == pytest.approx((0.75 + 0.5) * skipping / (LAYERS * CONTEXT))
     assert saved.attention_rows == 0
@@ -83,5 +83,5 @@ def test_sparse_layers_save_the_share_that_they_do_not_compute() -> None:
 
 
 def test_a_prompt_too_short_to_skip_saves_nothing() -> None:
-    saved = PrefillWork(SHAPE, MIXED, CONTEXT).saved(SCHEDULES[3])
+    saved = PrefillSavings(SHAPE, MIXED, CONTEXT).saved(SCHEDULES[3])
     assert (saved.flops, saved.ffn_rows, saved.attention_rows) == (0, 0, 0)

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.flops import AttentionWork, attention_work
-from vllm_redknot.cli.prefill_flops import (
+from vllm_redknot.heads.flops import AttentionWork, attention_work
+from vllm_redknot.heads.profile import HeadClass, HeadKind, HeadProfile, all_global
+from vllm_redknot.heads.tensor_parallel import per_rank
+from vllm_redknot.kvcache.capacity import PageFormat, Workload, blocks_kept, capacity
+from vllm_redknot.kvcache.grouping import GroupPlan, Kept, plan_groups
+from vllm_redknot.rows.prefill_flops import (
     DecoderSizes,
     PrefillWork,
     RowsSkipped,
     prefill_work,
     rows_skipped,
 )
-from vllm_redknot.heads.profile import HeadClass, HeadKind, HeadProfile, all_global
-from vllm_redknot.heads.tensor_parallel import per_rank
-from vllm_redknot.kvcache.capacity import PageFormat, Workload, blocks_kept, capacity
-from vllm_redknot.kvcache.grouping import GroupPlan, Kept, plan_groups
 from vllm_redknot.rows.schedule import RowSchedule
 
 

@@ -11,11 +11,11 @@ import typer
 
 from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.prefill_flops import DecoderSizes
 from vllm_redknot.cli.target import Target, target_of_file, target_of_model
 from vllm_redknot.cli.units import show_bytes
 from vllm_redknot.config import ALL_GLOBAL, RedknotConfig
 from vllm_redknot.heads.profile import HeadProfile, all_global
+from vllm_redknot.rows.prefill_flops import DecoderSizes
 from vllm_redknot.rows.schedule import RowSchedule, RowScheduleError
 
 ELEMENT_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}

@@ -8,8 +8,8 @@ from typing import Any
 
 from vllm_redknot.cli.capacity_plan import ContextPlan, Cost, Server
 from vllm_redknot.cli.plan_inputs import Subject
-from vllm_redknot.cli.prefill_flops import PrefillWork
 from vllm_redknot.heads.profile import HeadClass
+from vllm_redknot.rows.prefill_flops import PrefillWork
 
 
 def plan_document(server: Server, subject: Subject, plans: Sequence[ContextPlan]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict
 from vllm_redknot.profiler.row_model import RowModel
 from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
 from vllm_redknot.profiler.verify import Judge
-from vllm_redknot.rows.savings import PrefillWork, Savings
+from vllm_redknot.rows.savings import PrefillSavings, Savings
 from vllm_redknot.rows.schedule import RowSchedule
 
 SEARCH_SHARE: Final = 0.8
@@ -100,7 +100,7 @@ class RowOutcome:
 class RowChoice:
     """The search over schedules with one judge."""
 
-    def __init__(self, judge: RowJudge, work: PrefillWork, limits: RowLimits, depth: int) -> None:
+    def __init__(self, judge: RowJudge, work: PrefillSavings, limits: RowLimits, depth: int) -> None:
         """`limits` are those of the last check; the search keeps a distance from them."""
         self._judge, self._work, self._depth = judge, work, depth
         self._limits = limits.stricter(SEARCH_SHARE, SEARCH_NEEDLE_NLL)
@@ -171,7 +171,7 @@ class RowRun:
         plan = self._plan
         cases = self._cases(plan.calibration, plan.lengths, plan.texts, plan.seed)
         judge = RowJudge(self._model, self._heads, cases, self._journal, self._advance)
-        work = PrefillWork(self._shape, self._heads, context)
+        work = PrefillSavings(self._shape, self._heads, context)
         choice = RowChoice(judge, work, limits, self._model.depth)
         return choice.choose(plan.recents, plan.sink), choice.tried
 
@@ -184,7 +184,7 @@ class RowRun:
         dense = Judge(self._hooked, cases, self._journal, self._advance).answers(None)
         judge = RowJudge(self._model, self._heads, cases, self._journal, self._advance)
         verdict = judge.compare(schedule, limits)
-        savings = PrefillWork(self._shape, self._heads, context).saved(schedule, verdict.computed)
+        savings = PrefillSavings(self._shape, self._heads, context).saved(schedule, verdict.computed)
         return RowOutcome(schedule, savings, verdict, tuple(dense), tried)
 
     def _cases(self, source: Source, lengths: tuple[int, ...], texts: int, seed: int) -> list[Case]:

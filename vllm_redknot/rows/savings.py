@@ -1,8 +1,6 @@
 """What a row schedule saves in the prefill of one request: rows, and FLOPs.
 
-FLOPs are counted as RedKnot's benchmark scripts do: per token and layer 2 E (Hq + 2 H) D for Q, K and V, 2 E Hq D for
-the output projection and 6 E I for the feed-forward network; 4 D per query head and visible pair. Embeddings, norms,
-softmax and the output layer are left out. A token that skips attention pays for K and V alone.
+FLOPs are those of `prefill_flops`. A token that skips attention pays for K and V alone.
 """
 
 from __future__ import annotations
@@ -10,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from vllm_redknot.cli.flops import visible_pairs
 from vllm_redknot.heads.model_shape import ModelShape
 from vllm_redknot.heads.profile import HeadProfile, all_global
+from vllm_redknot.rows.prefill_flops import NOTHING, DecoderSizes, prefill_work
 from vllm_redknot.rows.schedule import RowSchedule
-
-NOTHING: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Savings:
         return {key: round(value, 4) for key, value in asdict(self).items()}
 
 
-class PrefillWork:
+class PrefillSavings:
     """FLOPs of a prompt of `context` tokens with these head classes, under any schedule."""
 
     def __init__(self, shape: ModelShape, heads: HeadProfile, context: int) -> None:
@@ -48,12 +44,8 @@ class PrefillWork:
         if shape.intermediate_size is None:
             raise ValueError("the model states no intermediate_size: what its FFN costs is not known")
         self.context = context
-        self._heads = heads
-        width = shape.hidden_size * shape.head_dim
-        self._key_value = 4 * width * shape.num_kv_heads
-        self._query_output = 4 * width * shape.num_attention_heads
-        self._ffn = 6 * shape.hidden_size * shape.intermediate_size
-        self._pair = 4 * shape.head_dim * (shape.num_attention_heads // shape.num_kv_heads)
+        self._shape, self._heads = shape, heads
+        self._sizes = DecoderSizes(heads.num_layers, shape.hidden_size, shape.intermediate_size)
         self._alone = self._flops(heads, None, NOTHING)
         self._dense = self._flops(all_global(heads.layer_ids, heads.num_kv_heads), None, NOTHING)
 
@@ -75,26 +67,18 @@ class PrefillWork:
             1 - flops / self._dense,
         )
 
-    def _flops(
-        self, heads: HeadProfile, schedule: RowSchedule | None, computed: Mapping[int, float]
-    ) -> float:
-        tokens = self.context
-        low, high = schedule.skippable(tokens) if schedule else (tokens, tokens)
-        total = 0.0
-        for layer in heads.layer_ids:
-            ffn_rows, attending = float(tokens), tokens
-            begin, end = tokens, tokens
-            if schedule is not None:
-                ffn_rows -= _skipped_ffn(schedule, layer, computed) * (high - low)
-                if schedule.skips_attention(layer):
-                    begin, end = min(low, tokens), min(high, tokens)
-                    attending -= end - begin
-            total += tokens * self._key_value + attending * self._query_output + ffn_rows * self._ffn
-            for head in range(heads.num_kv_heads):
-                seen = heads.visibility(layer, head)
-                pairs = visible_pairs(seen, tokens) - (visible_pairs(seen, end) - visible_pairs(seen, begin))
-                total += pairs * self._pair
-        return total
+    def _flops(self, heads: HeadProfile, schedule: RowSchedule | None, computed: Mapping[int, float]) -> int:
+        shape = self._shape
+        return prefill_work(
+            heads,
+            shape.num_attention_heads,
+            shape.head_dim,
+            self._sizes,
+            1,
+            self.context,
+            schedule,
+            computed,
+        ).total
 
 
 def _skipped_ffn(schedule: RowSchedule, layer: int, computed: Mapping[int, float]) -> float:

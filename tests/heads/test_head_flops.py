@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from vllm_redknot.cli.flops import attention_work, visible_keys, visible_pairs
+from vllm_redknot.heads.flops import attention_work, visible_keys, visible_pairs
 from vllm_redknot.heads.profile import EVERYTHING, HeadVisibility, all_global
 
 

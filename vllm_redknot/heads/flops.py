@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm_redknot.heads.profile import HeadProfile, HeadVisibility
-from vllm_redknot.rows.schedule import RowSchedule
 
 
 @dataclass(frozen=True)
@@ -34,22 +33,6 @@ def visible_keys(seen: HeadVisibility, tokens: int) -> int:
     """Keys the last of `tokens` tokens sees, itself included."""
     window = tokens if seen.window is None else min(seen.window, tokens)
     return window + min(seen.sink, tokens - window)
-
-
-def skipped_attention(
-    profile: HeadProfile, query_heads: int, head_dim: int, context: int, rows: RowSchedule | None
-) -> int:
-    """FLOPs of a prefill's attention that late layers leave out: those of the queries that skip."""
-    if rows is None:
-        return 0
-    start, stop = rows.skippable(context)
-    each = 4 * head_dim * (query_heads // profile.num_kv_heads)
-    return each * sum(
-        visible_pairs(seen, stop) - visible_pairs(seen, start)
-        for layer in profile.layer_ids
-        if rows.skips_attention(layer)
-        for seen in (profile.visibility(layer, head) for head in range(profile.num_kv_heads))
-    )
 
 
 def attention_work(profile: HeadProfile, query_heads: int, head_dim: int, context: int) -> AttentionWork:

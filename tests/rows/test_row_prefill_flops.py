@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from vllm_redknot.cli.flops import attention_work
-from vllm_redknot.cli.prefill_flops import DecoderSizes, PrefillWork, prefill_work, rows_skipped
+from vllm_redknot.heads.flops import attention_work
 from vllm_redknot.heads.profile import HeadClass, HeadProfile
+from vllm_redknot.rows.prefill_flops import DecoderSizes, PrefillWork, prefill_work, rows_skipped
 from vllm_redknot.rows.schedule import RowSchedule
 
 WIDTH, FFN, HEAD_DIM, QUERY_HEADS, KV_HEADS, LAYERS = 24, 40, 8, 6, 2, 5

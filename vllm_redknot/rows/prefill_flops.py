@@ -8,11 +8,15 @@ attention.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from vllm_redknot.cli.flops import attention_work, skipped_attention
+from vllm_redknot.heads.flops import attention_work, visible_pairs
 from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.rows.schedule import RowSchedule
+
+NOTHING: Final[Mapping[int, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,22 @@ def rows_skipped(
     )
 
 
+def skipped_attention(
+    profile: HeadProfile, query_heads: int, head_dim: int, context: int, rows: RowSchedule | None
+) -> int:
+    """FLOPs of a prefill's attention that late layers leave out: those of the queries that skip."""
+    if rows is None:
+        return 0
+    start, stop = rows.skippable(context)
+    each = 4 * head_dim * (query_heads // profile.num_kv_heads)
+    return each * sum(
+        visible_pairs(seen, stop) - visible_pairs(seen, start)
+        for layer in profile.layer_ids
+        if rows.skips_attention(layer)
+        for seen in (profile.visibility(layer, head) for head in range(profile.num_kv_heads))
+    )
+
+
 def prefill_work(
     profile: HeadProfile,
     query_heads: int,
@@ -67,6 +87,7 @@ def prefill_work(
     tp_size: int,
     context: int,
     rows: RowSchedule | None,
+    computed: Mapping[int, float] = NOTHING,
 ) -> PrefillWork:
     """The prefill of `context` tokens on one rank.
 
@@ -74,7 +95,9 @@ def prefill_work(
         profile: of the rank, its layers being those with KV heads.
         query_heads: of the rank.
         sizes: of all ranks.
-        rows: what is skipped; None computes every row. `sparse_ffn` counts as computed: its share depends on the text.
+        rows: what is skipped; None computes every row.
+        computed: layer of `sparse_ffn` -> share of the rows that may skip which it computes, which depends on the text;
+            1 where not given.
     """
     width, kv_heads = sizes.hidden_size, profile.num_kv_heads
     key_value = 2 * width * 2 * kv_heads * head_dim
@@ -85,10 +108,12 @@ def prefill_work(
     late_attention = 0 if rows is None else sum(rows.skips_attention(layer) for layer in profile.layer_ids)
     late_ffn = 0 if rows is None else sum(rows.skips_ffn(layer) for layer in range(sizes.layers))
     early = len(profile.layer_ids) - late_attention
+    sparse = sum(1.0 - share for layer, share in computed.items() if rows and not rows.skips_ffn(layer))
     attention = attention_work(profile, query_heads, head_dim, context).prefill
     return PrefillWork(
         projections=len(profile.layer_ids) * context * key_value
         + (early * context + late_attention * kept) * query_output,
-        ffn=((sizes.layers - late_ffn) * context + late_ffn * kept) * ffn,
+        ffn=((sizes.layers - late_ffn) * context + late_ffn * kept) * ffn
+        - round(sparse * (stop - start) * ffn),
         attention=attention - skipped_attention(profile, query_heads, head_dim, context, rows),
     )
