@@ -9,7 +9,6 @@ import pytest
 from benchmarks.server import serving
 from tests.engine.conftest import Cut
 from vllm_redknot.benchmarking import client
-from vllm_redknot.benchmarking.server import Server
 from vllm_redknot.benchmarking.store import RowCount
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ def test_a_servers_metrics_have_the_rows_its_engine_core_skipped(
             body = {"model": str(model_path), "prompt": cut(0, tokens), "max_tokens": 4, "temperature": 0}
             httpx.post(f"{server.base_url}/completions", json=body, timeout=300).raise_for_status()
         text = httpx.get(f"http://127.0.0.1:{server.port}/metrics").text
-        summed = client.row_counts(Server(server.port, tmp_path / "log"))
+        summed = client.row_counts(server)
     rows: dict[tuple[str, str, int], float] = defaultdict(float)
     for found in client.ROWS.finditer(text):
         labels = dict(client.LABEL.findall(found["labels"]))
