@@ -18,7 +18,7 @@ from vllm_redknot.cli.reuse_engine import NAME, check_variables, reuse_engine
 from vllm_redknot.cli.reuse_tables import show_verification
 from vllm_redknot.cli.runs import progress, write_document
 from vllm_redknot.cli.target import Target, settings, target_of_model
-from vllm_redknot.cli.units import parse_bytes, parse_tokens
+from vllm_redknot.cli.units import parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
@@ -112,29 +112,10 @@ def verify_reuse(
     ] = 0.05,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws texts and resamples.")] = 0,
     kv_bytes: Annotated[
-        int | None,
-        typer.Option(
-            "--kv-cache-memory-bytes",
-            "--kv-bytes",
-            metavar="BYTES",
-            parser=parse_bytes,
-            help="Passed on to vLLM.",
-            show_default="twice what stock needs for one request",
-        ),
+        int | None, options.kv_bytes("Passed on to vLLM.", "twice what stock needs for one request")
     ] = None,
-    batched_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-num-batched-tokens",
-            "--batched-tokens",
-            metavar="TOKENS",
-            parser=parse_tokens,
-            help="Passed on to vLLM: tokens of a step.",
-        ),
-    ] = "512",  # type: ignore[assignment]
-    block_size: Annotated[
-        int, typer.Option(min=16, metavar="TOKENS", help="Passed on to vLLM: a multiple of 16.")
-    ] = 32,
+    batched_tokens: options.BatchedTokens = "512",  # type: ignore[assignment]
+    block_size: options.BlockSize = 32,
     dtype: Annotated[
         Dtype, typer.Option(help="Passed on to vLLM; the receipt is for this one.")
     ] = Dtype.AUTO,
