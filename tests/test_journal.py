@@ -91,8 +91,9 @@ def test_another_runs_journal_is_refused_and_the_difference_named(
 
 def test_a_header_is_compared_as_it_is_written(tmp_path: Path) -> None:
     for _ in range(2):
-        with opened(tmp_path / "journal", {"windows": (128, 256)}):
-            pass
+        with opened(tmp_path / "journal", {"windows": (128, 256)}) as (_, lines):
+            assert not lines
+    assert (tmp_path / "journal").read_text().count("\n") == 1
 
 
 def test_restart_begins_anew(path: Path) -> None:
