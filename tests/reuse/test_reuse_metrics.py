@@ -16,7 +16,7 @@ from vllm_redknot.reuse.metrics import (
     ReuseMetrics,
     ReuseStats,
 )
-from vllm_redknot.reuse.tracker import Totals
+from vllm_redknot.reuse.tracked import Totals
 
 
 class Config:

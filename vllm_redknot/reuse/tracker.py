@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 from vllm.logger import init_logger
@@ -22,101 +21,12 @@ from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.messages import BlockIds, Gather, Load, Lookup, ReuseMetadata, ReuseReport
 from vllm_redknot.reuse.plan import MIN_TOKENS, CleanSpan
 from vllm_redknot.reuse.spans import Span
+from vllm_redknot.reuse.tracked import MarkedDocument, Phase, Scheduled, Totals, Tracked
 
 logger = init_logger("vllm.redknot")
 
 PATIENCE: Final = 5.0
 """Seconds that a request waits for stored KV before its tokens are computed."""
-
-
-class Scheduled(Protocol):
-    """What is read of a vLLM request."""
-
-    request_id: str
-    num_computed_tokens: int
-    num_in_flight_tokens: int
-    num_prompt_tokens: int
-    prompt_token_ids: list[int] | None
-    sampling_params: Any
-
-
-class Phase(Enum):
-    """How far a request's lookup is."""
-
-    LOOKING = auto()
-    READY = auto()
-
-
-@dataclass
-class _Document:
-    """A marked document that is not stored: it is read from the pages as its tokens are computed."""
-
-    span: Span
-    gathered: int  # prompt position up to which it has been read
-
-
-@dataclass
-class Tracked:
-    """One request."""
-
-    request: Scheduled
-    control: Control
-    phase: Phase = Phase.READY
-    deadline: float = 0.0
-    ticket: int | None = None  # of a lookup that is asked or leased
-    found: tuple[CleanSpan, ...] = ()
-    spans: list[CleanSpan] = field(default_factory=list)  # not yet skipped
-    pending: list[CleanSpan] = field(
-        default_factory=list
-    )  # skipped, to be loaded when the request is scheduled
-    documents: list[_Document] = field(default_factory=list)
-    reused_from: int | None = None  # first prompt position whose KV is not of this prompt
-    prefix_tokens: int = 0
-    segment_tokens: int = 0
-    segments: int = 0
-    faults: int = 0
-    problem: str = ""
-
-    def details(self) -> dict[str, Any]:
-        """What the response says: prompt tokens by where their KV came from, and what went wrong."""
-        prompt = self.request.num_prompt_tokens
-        details: dict[str, Any] = {
-            "prefix_tokens": self.prefix_tokens,
-            "segment_tokens": self.segment_tokens,
-            "recomputed_tokens": prompt - self.prefix_tokens - self.segment_tokens,
-            "segments": self.segments,
-        }
-        if self.faults:
-            details["faults"] = self.faults
-        if self.problem:
-            details["problem"] = self.problem
-        return details
-
-
-@dataclass
-class Totals:
-    """Since the engine started."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    prefix_tokens: int = 0
-    segment_tokens: int = 0
-    recomputed_tokens: int = 0
-    segments: int = 0
-    faults: int = 0
-    timeouts: int = 0
-    stored: int = 0
-    not_stored: int = 0
-
-    def numbers(self) -> dict[str, int]:
-        """What the metrics have of these; the rest the store counts."""
-        return {
-            "requests": self.requests,
-            "faults": self.faults,
-            "prefix_tokens": self.prefix_tokens,
-            "segment_tokens": self.segment_tokens,
-            "recomputed_tokens": self.recomputed_tokens,
-        }
 
 
 class Tracker:
@@ -357,7 +267,7 @@ class Tracker:
     def _settle(self, tracked: Tracked, spans: tuple[CleanSpan, ...], missing: tuple[Span, ...]) -> None:
         tracked.phase, tracked.found, tracked.spans = Phase.READY, spans, list(spans)
         tracked.documents = [
-            _Document(span, span.begin)
+            MarkedDocument(span, span.begin)
             for span in missing
             if span.end - span.begin >= max(self.min_tokens, MIN_TOKENS)
             and (self.capture == "marked" or (self.capture == "first" and span.begin == 0))
@@ -405,7 +315,7 @@ class Tracker:
         tracked.documents = [d for d in tracked.documents if d.gathered < d.span.end]
         return gathers
 
-    def _forget(self, tracked: Tracked, documents: Sequence[_Document]) -> None:
+    def _forget(self, tracked: Tracked, documents: Sequence[MarkedDocument]) -> None:
         for document in documents:
             self._next.drops.append((tracked.request.request_id, document.span))
         tracked.documents = [d for d in tracked.documents if d not in documents]
