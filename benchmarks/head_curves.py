@@ -117,10 +117,10 @@ def points(evidence: dict[str, Any], quick: bool) -> Iterator[Point]:
         ("whole layers, by value", layer_scores(value)),
         ("as many in each layer, by value", even_scores(value)),
     ):
-        for fraction in fractions[-1:] if quick else FRACTIONS[1:]:
+        for fraction in fractions:
             yield Point(name, at(matrix, fraction), WINDOW)
     for seed in range(1 if quick else 5):
-        for fraction in fractions[-1:] if quick else FRACTIONS[3:]:
+        for fraction in fractions:
             yield Point("random", at(random_scores(rows, heads, seed), fraction), WINDOW, seed)
     for window in () if quick else (64, 128, 512, 1024):
         yield Point(f"value, window {window}", at(value, 0.15, window), window)

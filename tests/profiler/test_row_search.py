@@ -16,7 +16,7 @@ def saved(schedule: RowSchedule) -> float:
     """Any measure that grows with skipping."""
     attention = DEPTH if schedule.attention_from is None else schedule.attention_from
     sparse = schedule.sparse_ffn
-    extra = 0.3 * len(sparse.layers) if isinstance(sparse, RelativeNorm) else 0.0
+    extra = 0.75 * len(sparse.layers) if isinstance(sparse, RelativeNorm) else 0.0
     late = 3 * (DEPTH - (schedule.ffn_from or 0)) + 2 * (DEPTH - attention)
     return (late + extra) * (1 - schedule.recent / 8192) / (5 * DEPTH)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
 
-SPARSE_PAYS: Final = 0.01
+SPARSE_PAYS: Final = 0.03
 """Share of prefill FLOPs that `sparse_ffn` must save beyond late layers: it packs rows, and rules out torch.compile."""
 
 Holds = Callable[[RowSchedule], bool]
