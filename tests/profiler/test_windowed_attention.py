@@ -9,14 +9,15 @@ from vllm_redknot.profiler.windowed import attend
 @pytest.mark.parametrize("length", [1, 5, 64, 100, 257])
 @pytest.mark.parametrize("window", [1, 3, 16, 64, 300, None])
 @pytest.mark.parametrize("sink", [0, 1, 4, 20])
+@pytest.mark.parametrize("rounded", [False, True])
 def test_outputs_and_gradients_are_those_of_the_explicit_mask(
-    length: int, window: int | None, sink: int
+    length: int, window: int | None, sink: int, rounded: bool
 ) -> None:
     generator = torch.Generator().manual_seed(length)
     query, key, value = (
         torch.randn(heads, length, 16, generator=generator, requires_grad=True) for heads in (6, 2, 2)
     )
-    got = attend(query, key, value, window, sink, 0.25)
+    got = attend(query, key, value, window, sink, 0.25, rounded)
     position = torch.arange(length)
     distance = position[:, None] - position[None]
     seen = (distance >= 0) & ((distance < (window or 2**30)) | (position < sink))

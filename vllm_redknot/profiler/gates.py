@@ -28,7 +28,7 @@ class GatedAttention:
         self.gradients: dict[int, list[list[float]]] = {}
 
     def __call__(self, call: AttentionCall) -> torch.Tensor:
-        near = attend(call.query, call.key, call.value, self._windows[0], self._sink, call.scaling)
+        near = self._within(self._windows[0], call, call.query, call.key, call.value)
         full = attend(call.query, call.key, call.value, None, 0, call.scaling)
         mixed = torch.lerp(near, full, self.at)
         if not mixed.requires_grad:
@@ -38,14 +38,18 @@ class GatedAttention:
         mixed.register_hook(lambda gradient: self._note(call, *ends, gradient))
         return mixed
 
+    def _within(
+        self, window: int, call: AttentionCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        # A value is a sum over all positions: what rounding adds to single scores averages out.
+        return attend(query, key, value, window, self._sink, call.scaling, rounded=True)
+
     @torch.no_grad()
     def _note(
         self, call: AttentionCall, near: torch.Tensor, full: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         query, key, value = call.query.detach(), call.key.detach(), call.value.detach()
-        between = [
-            attend(query, key, value, window, self._sink, call.scaling) for window in self._windows[1:]
-        ]
+        between = [self._within(window, call, query, key, value) for window in self._windows[1:]]
         # d loss / d gate[k] = <d loss / d o, o[w(k+1)] - o[w(k)]>, summed over positions and the group's query heads.
         along = [(gradient * output).sum((1, 2), dtype=torch.float32) for output in (near, *between, full)]
         steps = torch.stack(along, dim=1).diff(dim=1)

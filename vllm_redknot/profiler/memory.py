@@ -17,17 +17,27 @@ BASE_BYTES: Final = 2**30
 """A Python process with torch and transformers."""
 STATES: Final = 3
 """Hidden states a calibration of row skipping keeps of each case; as in `row_judge`, which needs torch."""
+BLOCK: Final = 128
+"""Queries of a block of windowed attention; as in `windowed`."""
 ESSAY_ANSWER: Final = 256
 """Tokens of an essay's answer; as in `calibration`."""
 
 
-def run_bytes(shape: ModelShape, weight_bytes: int | None, tokens: int, element_bytes: int) -> int:
-    """Peak of a run whose longest text has `tokens` tokens: weights, and what all layers keep for the gradients."""
+def run_bytes(
+    shape: ModelShape, weight_bytes: int | None, tokens: int, window: int, element_bytes: int
+) -> int:
+    """Peak of a run whose longest text has `tokens` tokens: weights, and what all layers keep for the gradients.
+
+    `window` is the smallest: of its attention, weights and the keys of each block of queries are kept.
+    """
     intermediate = shape.intermediate_size or 4 * shape.hidden_size
+    seen = window + BLOCK
     row = (
         HIDDEN_COPIES * shape.hidden_size
         + MLP_COPIES * intermediate
         + HEAD_COPIES * shape.num_attention_heads * shape.head_dim
+        + shape.num_attention_heads * seen
+        + 2 * shape.num_kv_heads * shape.head_dim * seen // min(window, BLOCK)
     )
     return BASE_BYTES + (weight_bytes or 0) + shape.num_layers * tokens * row * element_bytes
 

@@ -68,7 +68,7 @@ def profile(
     sink: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="First tokens a local head keeps.")] = 4,
     lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the texts that score heads.")
-    ] = "1200,1800",
+    ] = "1400,2000",
     texts: Annotated[
         int, typer.Option(min=1, metavar="N", help="Texts of each task at each of those lengths.")
     ] = 3,
@@ -217,7 +217,7 @@ def _check_lengths(file: ModelFile, plan: Plan) -> None:
 def _check_memory(file: ModelFile, plan: Plan, element_bytes: int) -> None:
     from vllm_redknot.profiler.memory import run_bytes
 
-    needed = run_bytes(file.shape, file.weight_bytes, max(plan.lengths), element_bytes)
+    needed = run_bytes(file.shape, file.weight_bytes, max(plan.lengths), plan.windows[0], element_bytes)
     free = available_bytes()
     if free is not None and needed > free:
         raise CliError(
