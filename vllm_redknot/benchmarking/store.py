@@ -8,16 +8,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_redknot.benchmarking.errors import BenchmarkError
+from vllm_redknot.whole_file import write_whole
 
 PLAN_KIND: Final = "redknot.bench.plan"
 FORMAT: Final = 1
@@ -156,20 +154,3 @@ def _difference(found: Any, wanted: Any, place: str = "the plan") -> str:
         each = (_difference(found.get(key), wanted.get(key), places[key]) for key in keys)
         return next(filter(None, each), "")
     return "" if found == wanted else f"{place} is {found!r:.120} there and {wanted!r:.120} here"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces `path` in one step: a reader sees the old file or the new one. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; results are no secret.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise

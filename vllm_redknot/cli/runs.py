@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -35,10 +33,3 @@ def progress() -> Iterator[Told]:
             bar.update(tasks[engine], completed=done)
 
         yield told
-
-
-def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    staged = path.with_suffix(".partial")
-    staged.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    staged.replace(path)

@@ -20,7 +20,7 @@ from vllm_redknot.benchmarking.machine import check_host_memory, described_machi
 from vllm_redknot.benchmarking.progress import progress
 from vllm_redknot.benchmarking.run import Measurement, measure
 from vllm_redknot.benchmarking.servers import Common, Servers, servers
-from vllm_redknot.benchmarking.store import Store, write_whole
+from vllm_redknot.benchmarking.store import Store
 from vllm_redknot.benchmarking.workloads import Crowd, Metric, Wanted, workloads
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, printable, warn
@@ -32,6 +32,7 @@ from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.config import ALL_GLOBAL
+from vllm_redknot.whole_file import write_whole
 
 MOST_CONTEXT = 32 * 1024
 """Tokens of a longest request, unless asked otherwise."""

@@ -16,7 +16,7 @@ from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
 from vllm_redknot.cli.eval_tables import show_document
-from vllm_redknot.cli.runs import progress, write_document
+from vllm_redknot.cli.runs import progress
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
@@ -24,6 +24,7 @@ from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
 from vllm_redknot.evals.run import ENGINES, STOCK, Answered, Engine, Told, answer_all, answers_path, log_path
 from vllm_redknot.heads.profile import HeadProfile
+from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
     from vllm_redknot.evals.suites import Cases, Choices

@@ -16,13 +16,14 @@ from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, require_vllm
 from vllm_redknot.cli.reuse_engine import NAME, check_variables, reuse_engine
 from vllm_redknot.cli.reuse_tables import show_verification
-from vllm_redknot.cli.runs import progress, write_document
+from vllm_redknot.cli.runs import progress
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
 from vllm_redknot.evals.run import Answered, Engine, answer_all, answers_path, log_path
+from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
     from vllm_redknot.evals.reuse_cases import ReuseCase, ReuseChoices
