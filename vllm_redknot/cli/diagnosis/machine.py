@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_redknot.cli.diagnosis.findings import Finding, broken
+from vllm_redknot.installed import installed_version
 from vllm_redknot.plugin import SUPPORTED_VLLM, is_supported
 
 DISTRIBUTIONS: Final = (
@@ -35,14 +35,7 @@ INSTALL: Final = "pip install 'vllm-redknot[cuda]' for NVIDIA GPUs, or 'vllm-red
 
 def versions() -> dict[str, str | None]:
     """Distribution -> version, None where it is not installed."""
-    return {name: _version(name) for name in DISTRIBUTIONS}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return {name: installed_version(name) for name in DISTRIBUTIONS}
 
 
 def version_findings(found: Mapping[str, str | None]) -> list[Finding]:
