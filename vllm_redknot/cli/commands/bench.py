@@ -17,7 +17,6 @@ import typer
 from vllm_redknot.benchmarking.document import bench_document, dumps
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.machine import check_host_memory, described_machine
-from vllm_redknot.benchmarking.progress import progress
 from vllm_redknot.benchmarking.run import Measurement, measure
 from vllm_redknot.benchmarking.servers import Common, Servers, servers
 from vllm_redknot.benchmarking.store import Store
@@ -29,6 +28,7 @@ from vllm_redknot.cli.configurations import Configuration, configurations
 from vllm_redknot.cli.diagnosis.machine import INSTALL, versions
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
+from vllm_redknot.cli.progress import steps
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.config import ALL_GLOBAL
@@ -241,7 +241,7 @@ def _run(
         "workloads": [asdict(workload) for workload in measurement.workloads],
     }
     try:
-        with closing(Store(output, plan)) as store, _ended_by_signals(), progress(measurement.steps) as say:
+        with closing(Store(output, plan)) as store, _ended_by_signals(), steps(measurement.steps) as say:
             found = measure(measurement, store, say, lambda: _check(started, model))
     except BenchmarkError as error:
         _fail(error)

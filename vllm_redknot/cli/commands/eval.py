@@ -16,7 +16,7 @@ from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
 from vllm_redknot.cli.eval_tables import show_document
-from vllm_redknot.cli.runs import progress
+from vllm_redknot.cli.progress import engine_bars
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
@@ -183,7 +183,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     if restart:
         _forget(output)
-    with progress() as told:
+    with engine_bars() as told:
         stock, *ours = (
             _answer(engine, requests, output, told) for engine in engines(arguments, compared, identified)
         )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import PROBLEM, console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
 from vllm_redknot.cli.diagnosis.machine import INSTALL
 from vllm_redknot.cli.errors import CliError
+from vllm_redknot.cli.progress import bars
 from vllm_redknot.cli.store_engine import adding_arguments
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_bytes, show_bytes
@@ -133,11 +131,12 @@ def _read(
         from vllm_redknot.evals.opening import opening as opening_of
 
         opening = opening_of(tokenizer)
-    with _progress("reading") as advance:
+    with bars() as bar:
+        task = bar.add_task("reading", total=len(files))
         found = []
         for one in read_documents(files, tokenizer, opening, shortest, longest):
             found.append(one)
-            advance(len(found), len(files))
+            bar.advance(task)
     return found
 
 
@@ -167,12 +166,13 @@ def _store(documents: Sequence[Document], arguments: Mapping[str, Any]) -> tuple
     try:
         with (
             engine_process("store add", arguments, documents, log, WORKER) as lines,
-            _progress("storing") as advance,
+            bars() as bar,
         ):
+            task = bar.add_task("storing", total=len(documents))
             facts: Row = next(lines)["facts"]
             for reply in lines:
                 replies.append(reply)
-                advance(len(replies), len(documents))
+                bar.advance(task)
     except EngineError as error:
         raise CliError(
             f"{error}; what was stored before is kept: {len(replies)} of {len(documents)}"
@@ -185,16 +185,6 @@ def _store(documents: Sequence[Document], arguments: Mapping[str, Any]) -> tuple
     else:
         log.unlink()
     return facts, replies
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """A bar on stderr, where that is a terminal."""
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _skipped(one: Skipped) -> Row:

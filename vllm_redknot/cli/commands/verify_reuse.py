@@ -14,9 +14,9 @@ from vllm_redknot.cli.app import console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, require_vllm
+from vllm_redknot.cli.progress import engine_bars
 from vllm_redknot.cli.reuse_engine import NAME, check_variables, reuse_engine
 from vllm_redknot.cli.reuse_tables import show_verification
-from vllm_redknot.cli.runs import progress
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
@@ -230,7 +230,7 @@ def _cases(target: Target, choices: ReuseChoices) -> list[ReuseCase]:
 
 def _answer(engine: Engine, requests: Sequence[Request], folder: Path) -> Answered:
     try:
-        with progress() as told:
+        with engine_bars() as told:
             return answer_all(engine, requests, folder, told, WORKER)
     except (AnswerFileError, EngineError) as error:
         raise CliError(str(error)) from error
