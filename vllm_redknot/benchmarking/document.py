@@ -7,14 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vllm_redknot import ablation
 from vllm_redknot.benchmarking.store import Round, Side
 from vllm_redknot.benchmarking.workloads import QUANTITIES, Quantity, Workload
-from vllm_redknot.cli.configurations import BOTH
 
 KIND: Final = "redknot.bench"
 FORMAT: Final = 1
 CONCURRENCY: Final = Quantity("maximum concurrency", "requests", "higher")
-LABELS: Final[dict[Side, str]] = {"stock": "stock", "heads": "heads", "rows": "rows", "redknot": BOTH}
+LABELS: Final[dict[Side, str]] = {"stock": "stock", **ablation.LABELS}
 """What an ablation calls the servers."""
 KV_BYTES: Final = Quantity("KV bytes of a request", "bytes", "lower")
 
@@ -60,7 +60,7 @@ def bench_document(
         }
         for side in by_side
     }
-    whole, parts = of_sides[LABELS["redknot"]], header.get("ablation")
+    whole, parts = of_sides[LABELS[ablation.REDKNOT]], header.get("ablation")
     return {
         "kind": KIND,
         "format": FORMAT,

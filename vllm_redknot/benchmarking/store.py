@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vllm_redknot.ablation import Name
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.whole_file import write_whole
 
@@ -21,8 +22,7 @@ PLAN_KIND: Final = "redknot.bench.plan"
 FORMAT: Final = 1
 LOCK: Final = "lock"
 MAX_BYTES: Final = 16 * 2**20
-Side = Literal["stock", "heads", "rows", "redknot"]
-"""In an ablation REDKNOT is the one with both head classes and rows."""
+Side = Literal["stock"] | Name
 Sample = Annotated[float, Field(ge=0)]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm_redknot.cli.configurations import Configuration
-from vllm_redknot.cli.diagnosis.machine import INSTALL
+from vllm_redknot.cli.diagnosis.installation import INSTALL
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES

@@ -18,14 +18,14 @@ from vllm_redknot.benchmarking.document import bench_document, dumps
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.machine import check_host_memory, described_machine
 from vllm_redknot.benchmarking.run import Measurement, measure
-from vllm_redknot.benchmarking.servers import Common, Servers, servers
 from vllm_redknot.benchmarking.store import Store
 from vllm_redknot.benchmarking.workloads import Crowd, Metric, Wanted, workloads
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, printable, warn
+from vllm_redknot.cli.bench_servers import Common, Servers, servers
 from vllm_redknot.cli.bench_tables import show_document
 from vllm_redknot.cli.configurations import Configuration, configurations
-from vllm_redknot.cli.diagnosis.machine import INSTALL, versions
+from vllm_redknot.cli.diagnosis.installation import INSTALL, versions
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
 from vllm_redknot.cli.progress import steps

@@ -12,12 +12,12 @@ from rich.text import Text
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.head_map import ONE_LOCAL, HeadMap, head_map
 from vllm_redknot.cli.head_map_png import save_head_map
 from vllm_redknot.cli.inspection import BATCHES, BLOCK_SIZE, inspection
 from vllm_redknot.cli.model_file import is_model_folder
 from vllm_redknot.cli.target import Target, settings, target_of_file, target_of_model
 from vllm_redknot.cli.units import default_contexts, parse_token_list, show_bytes, show_tokens
+from vllm_redknot.heads.head_map import ONE_LOCAL, HeadMap, head_map
 
 STYLES: Final = {
     "G": "bold white on red",

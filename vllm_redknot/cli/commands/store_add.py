@@ -13,7 +13,7 @@ import typer
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import PROBLEM, console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
-from vllm_redknot.cli.diagnosis.machine import INSTALL
+from vllm_redknot.cli.diagnosis.installation import INSTALL
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.progress import bars
 from vllm_redknot.cli.store_engine import adding_arguments
