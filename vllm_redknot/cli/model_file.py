@@ -22,6 +22,11 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_BYTES: Final = 64 * 2**20
 HEAD_SIZES: Final = (64, 80, 96, 128, 192, 256)
 """Head sizes the kernels serve; as in `kernels.layout`, which needs torch."""
+FULL_EVERY: Final = {"gemma2": 2, "vaultgemma": 2, "gemma3_text": 6, "cohere2": 4, "exaone4": 4, "olmo3": 4}
+"""Model types whose files may leave `layer_types` out: every n-th layer is full, n in `sliding_window_pattern` or this.
+
+transformers fills `layer_types` in by the same rule, and vLLM reads it from there.
+"""
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,13 @@ def _layer_kinds(text: Mapping[str, Any], layers: int) -> list[str]:
     kinds = text.get("layer_types")
     if isinstance(kinds, list) and len(kinds) == layers:
         return [str(kind) for kind in kinds]
-    every = _optional_integer(text.get("full_attention_interval"))
+    other, every = "linear_attention", _optional_integer(text.get("full_attention_interval"))
+    if every is None and text["model_type"] in FULL_EVERY:
+        stated = _optional_integer(text.get("sliding_window_pattern"))
+        other, every = "sliding_attention", stated or FULL_EVERY[text["model_type"]]
     if every is None:
         return []
-    return ["linear_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
+    return [other if (layer + 1) % every else "full_attention" for layer in range(layers)]
 
 
 def _sliding(text: Mapping[str, Any], kinds: list[str], layers: int) -> dict[int, int]:
