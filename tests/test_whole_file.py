@@ -42,6 +42,15 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path, name: str, k
     assert found.value.filename == str(tmp_path / name)
 
 
+def test_what_is_no_regular_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="no regular file"):
+        write_whole(path, "text")
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_document_holds_no_number_that_json_does_not_have(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_document(path, {"share": 0.5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -13,6 +14,9 @@ from typing import Any
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces `path` in one step, with UTF-8 that everybody may read. Raises OSError, which names `path`."""
+    # A device or pipe would be replaced by a file of its name.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

@@ -158,3 +158,5 @@ def test_a_broken_config_is_one_error(tmp_path: Path, text: str, named: str) -> 
 def test_a_folder_without_config_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert not is_model_folder(tmp_path)
     assert "config.json: no such file" in fails("plan", tmp_path)
+    (tmp_path / "weights.gguf").touch()
+    assert "weights.gguf is no folder" in fails("plan", tmp_path / "weights.gguf")

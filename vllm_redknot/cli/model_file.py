@@ -111,6 +111,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise CliError(
             f"{path}: no such file: give a folder that holds a Hugging Face model's {CONFIG_NAME}"
         ) from error
+    except NotADirectoryError as error:
+        raise CliError(f"{path.parent} is no folder: give the folder of a Hugging Face model") from error
     except OSError as error:
         raise CliError(f"{path}: {error.strerror}: check that it can be read") from error
     except (ValueError, RecursionError) as error:

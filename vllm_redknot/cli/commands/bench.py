@@ -31,7 +31,6 @@ from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
 from vllm_redknot.cli.progress import steps
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
-from vllm_redknot.config import ALL_GLOBAL
 from vllm_redknot.whole_file import write_whole
 
 MOST_CONTEXT = 32 * 1024
@@ -149,10 +148,8 @@ def bench(
     """
     options.check_block_size(block_size)
     lengths = None if ttft is None else parse_token_list(ttft)
-    if heads not in (None, ALL_GLOBAL):
-        heads = str(Path(str(heads)).expanduser().absolute())
     config = settings(
-        heads=heads,
+        heads=options.absolute_heads(heads),
         window=window,
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
