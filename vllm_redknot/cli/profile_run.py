@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile, read_model
 from vllm_redknot.cli.progress import bars
+from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.evals.fingerprints import model_fingerprint, versions
 from vllm_redknot.evals.texts import TextsMissingError, sentences_in
 
@@ -86,7 +87,6 @@ def run_with_model(where: Where, header: Mapping[str, Any], work: Callable[[Load
     from vllm_redknot.profiler.errors import ProfilerError
     from vllm_redknot.profiler.hooked import HookedModel
     from vllm_redknot.profiler.journal import open_journal
-    from vllm_redknot.profiler.profilable import read_tokenizer
 
     whole = {
         "model": model_fingerprint(where.file.path),

@@ -6,7 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,14 +18,12 @@ from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.progress import bars
 from vllm_redknot.cli.store_engine import adding_arguments
 from vllm_redknot.cli.target import Target, settings, target_of_model
+from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.cli.units import parse_bytes, show_bytes
 from vllm_redknot.evals.engine_process import EngineError, engine_process
 from vllm_redknot.reuse.document_files import Document, Skipped, read_documents
 from vllm_redknot.reuse.faults import SegmentError
 from vllm_redknot.reuse.folder import StoreFolder
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 WORKER: Final = ("-m", "vllm_redknot.reuse.add_worker")
 LONGEST: Final = 2**20
@@ -123,7 +121,7 @@ def _read(
     files: Sequence[Path], target: Target, special_tokens: bool, shortest: int
 ) -> list[Document | Skipped]:
     assert target.model is not None
-    tokenizer = _tokenizer(target.model.path)
+    tokenizer = read_tokenizer(target.model.path)
     # One token is left for the answer that the engine must give.
     longest = (target.model.max_context or LONGEST) - 1
     opening: tuple[int, ...] = ()
@@ -138,15 +136,6 @@ def _read(
             found.append(one)
             bar.advance(task)
     return found
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CliError(f"{path}: no such file: give a folder with the model's tokenizer.json")
-    return Tokenizer.from_file(str(path))
 
 
 def _check_writable(directory: Path) -> None:
