@@ -155,6 +155,12 @@ def test_a_broken_config_is_one_error(tmp_path: Path, text: str, named: str) -> 
     assert named in str(caught.value)
 
 
+def test_numbers_that_no_model_has_count_as_not_stated(write_model: WriteModel) -> None:
+    found = read_model(write_model(max_position_embeddings=10**400, sliding_window=10**400))
+    assert found.max_context is None
+    assert found.sliding == {}
+
+
 def test_a_folder_without_config_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert not is_model_folder(tmp_path)
     assert "config.json: no such file" in fails("plan", tmp_path)

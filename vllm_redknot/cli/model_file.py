@@ -123,7 +123,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _optional_integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    # Beyond, floats are not exact and may overflow.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53 else None
 
 
 def _integer(
