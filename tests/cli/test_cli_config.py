@@ -101,6 +101,7 @@ def test_without_a_model_the_line_has_a_place_for_it(redknot: Run) -> None:
         (("--dense-prefix-layers", "9"), 2, "redknot.dense_prefix_layers is 9"),
         (("--tp", "3"), 1, "do not split over tensor-parallel size 3"),
         (("--heads", "none.json"), 1, "none.json"),
+        (("--heads", ""), 2, "redknot.heads is ''"),
     ],
 )
 def test_what_a_server_would_refuse_is_refused_here(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Run
-from vllm_redknot.cli.diagnosis import machine, report, self_test, subprocesses
+from vllm_redknot.cli.diagnosis import installation, report, self_test, subprocesses
 from vllm_redknot.cli.diagnosis.subprocesses import Probed, run_probe
 
 HEALTHY_ENGINE: dict[str, Any] = {
@@ -170,7 +170,7 @@ def test_a_bad_variable_is_a_finding_and_not_the_end(doctor: Any, monkeypatch: p
     ],
 )
 def test_versions_that_do_not_work_are_found(installed: dict[str, str | None], named: list[str]) -> None:
-    findings = machine.version_findings(installed)
+    findings = installation.version_findings(installed)
     assert len(findings) == len(named)
     assert all(text in finding.what for text, finding in zip(named, findings, strict=True))
 
@@ -178,7 +178,7 @@ def test_versions_that_do_not_work_are_found(installed: dict[str, str | None], n
 def test_without_vllm_and_torch_the_doctor_still_reports(
     doctor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "versions", lambda: dict.fromkeys(machine.DISTRIBUTIONS))
+    monkeypatch.setattr(report, "versions", lambda: dict.fromkeys(installation.DISTRIBUTIONS))
     status, document = doctor()
     assert status == 1
     assert document["engine"] is None

@@ -177,6 +177,14 @@ def test_paths_that_lead_nowhere_are_one_line(
     assert "No such file or directory" in fails("inspect", heads_file, "--png", tmp_path / "no" / "map.png")
 
 
+def test_a_picture_is_a_png_file(fails: Callable[..., str], heads_file: Path, tmp_path: Path) -> None:
+    for name in ("map.xyz", "map", "map.svg"):
+        assert "ends in .png" in fails("inspect", heads_file, "--png", tmp_path / name, status=2)
+    (tmp_path / "map.png").mkdir()
+    assert "map.png: Is a directory" in fails("inspect", heads_file, "--png", tmp_path / "map.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heads.json", "map.png"]
+
+
 def test_the_map_is_written_as_a_picture(redknot: Run, heads_file: Path, tmp_path: Path) -> None:
     assert redknot("inspect", heads_file, "--png", tmp_path / "map.png").exit_code == 0
     content = (tmp_path / "map.png").read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import WriteModel
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.model_file import HEAD_SIZES, is_model_folder, read_model
+from vllm_redknot.cli.model_file import FULL_EVERY, HEAD_SIZES, is_model_folder, read_model
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -66,6 +66,20 @@ def test_layers_with_a_window_of_their_own_are_found(write_model: WriteModel) ->
     assert read_model(write_model(**SHAPES["qwen3"], sliding_window=4096)).sliding == {}
     later = {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 4096}
     assert read_model(write_model(**later)).sliding == {3: 4096}
+
+
+@pytest.mark.parametrize("model_type", [*FULL_EVERY, "gemma3_text of pattern 3", "mistral"])
+def test_windows_of_layers_are_those_transformers_fills_in(write_model: WriteModel, model_type: str) -> None:
+    from transformers import AutoConfig
+
+    name, _, pattern = model_type.partition(" of pattern ")
+    changes: dict[str, Any] = {"model_type": name, "num_hidden_layers": 13, "sliding_window": 512}
+    folder = write_model(**changes, sliding_window_pattern=int(pattern) if pattern else None)
+    config = AutoConfig.from_pretrained(folder)
+    kinds = getattr(config, "layer_types", ["sliding_attention"] * 13)
+    sliding = {layer: 512 for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+    assert read_model(folder).sliding == sliding
+    assert 0 < len(sliding) < 13 or name == "mistral"
 
 
 def test_linear_layers_have_no_head_classes(write_model: WriteModel) -> None:
@@ -141,6 +155,14 @@ def test_a_broken_config_is_one_error(tmp_path: Path, text: str, named: str) -> 
     assert named in str(caught.value)
 
 
+def test_numbers_that_no_model_has_count_as_not_stated(write_model: WriteModel) -> None:
+    found = read_model(write_model(max_position_embeddings=10**400, sliding_window=10**400))
+    assert found.max_context is None
+    assert found.sliding == {}
+
+
 def test_a_folder_without_config_is_named(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert not is_model_folder(tmp_path)
     assert "config.json: no such file" in fails("plan", tmp_path)
+    (tmp_path / "weights.gguf").touch()
+    assert "weights.gguf is no folder" in fails("plan", tmp_path / "weights.gguf")

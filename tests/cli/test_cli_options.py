@@ -7,7 +7,6 @@ import pytest
 import typer
 
 from vllm_redknot.cli.options import parse_rows
-from vllm_redknot.heads.errors import HeadFileError
 
 ROWS = {"ffn_from": 2}
 
@@ -32,5 +31,8 @@ def test_what_is_none_of_these_is_named(heads_file: Path, tmp_path: Path) -> Non
         parse_rows('{"ffn_from": 2')
     with pytest.raises(typer.BadParameter, match="without a section"):
         parse_rows(str(heads_file))
-    with pytest.raises(HeadFileError, match=r"none\.json"):
-        parse_rows(str(tmp_path / "none.json"))
+    with pytest.raises(typer.BadParameter, match="is no JSON object"):
+        parse_rows('{"ffn_from":' * 100_000)
+    for text in (str(tmp_path / "none.json"), "on", "[20]", ""):
+        with pytest.raises(typer.BadParameter, match='neither "off" nor a JSON object nor a file'):
+            parse_rows(text)

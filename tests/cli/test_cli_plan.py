@@ -234,6 +234,13 @@ def test_people_read_what_rows_save(redknot: Run, write_model: WriteModel, heads
     assert "With row skipping in prefill: no FFN from layer 2, no attention from layer 3" in shown
 
 
+def test_memory_and_pages_that_no_server_has_are_wrong_usage(
+    fails: Callable[..., str], write_model: WriteModel
+) -> None:
+    assert "0 bytes hold no request" in fails("plan", write_model(), "--kv-bytes", "0", status=2)
+    assert "--block-size is 24" in fails("plan", write_model(), "--block-size", "24", status=2)
+
+
 def test_a_schedule_that_does_not_fit_is_one_line(
     fails: Callable[..., str], heads_file: Path, write_model: WriteModel
 ) -> None:

@@ -11,17 +11,25 @@ import random
 from pathlib import Path
 
 import torch
-from retrieval_model import HEAD_DIM, HEADS, ROPE_THETA, SHARPNESS, rotation_pairs
-from transformers import LlamaConfig, LlamaForCausalLM
+from written_model import (
+    CURRENT,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    Stream,
+    empty_model,
+    write_induction_head,
+    write_previous_token_head,
+)
 
 from vllm_redknot.evals.cases import Case
 from vllm_redknot.heads.model_shape import ModelShape
 
 VOCABULARY = 24
 LAYERS = 6
-HIDDEN = 128
 INTERMEDIATE = 32
-CURRENT, PREVIOUS, ANSWER, COPY, CONSTANT = 0, 24, 48, 72, 96
+STREAM = Stream(VOCABULARY, previous=24, answer=48, constant=96)
+COPY = 72
 SHAPE = ModelShape(
     num_layers=LAYERS,
     num_kv_heads=HEADS,
@@ -37,64 +45,23 @@ SHAPE = ModelShape(
 def _write_ffn(layer: torch.nn.Module, source: int, target: int) -> None:
     """What is in the one block is added to the other."""
     for token in range(VOCABULARY):
-        layer.mlp.gate_proj.weight[token, CONSTANT] = 1.0
+        layer.mlp.gate_proj.weight[token, STREAM.constant] = 1.0
         layer.mlp.up_proj.weight[token, source + token] = 1.0
         layer.mlp.down_proj.weight[target + token, token] = 1 / 64
-
-
-def _write_previous_token_head(layer: torch.nn.Module, source: int, target: int) -> None:
-    attention = layer.self_attn
-    half = HEAD_DIM // 2
-    for pair in range(16):
-        angle = torch.tensor(ROPE_THETA ** (-2 * pair / HEAD_DIM))
-        attention.q_proj.weight[pair, CONSTANT] = SHARPNESS**0.5 * angle.cos()
-        attention.q_proj.weight[pair + half, CONSTANT] = -(SHARPNESS**0.5) * angle.sin()
-        attention.k_proj.weight[pair, CONSTANT] = SHARPNESS**0.5
-    for token in range(VOCABULARY):
-        attention.v_proj.weight[token, source + token] = 1.0
-        attention.o_proj.weight[target + token, token] = 0.1
-
-
-def _write_induction_head(layer: torch.nn.Module) -> None:
-    attention = layer.self_attn
-    _, slow = rotation_pairs()
-    for token in range(VOCABULARY):
-        attention.q_proj.weight[slow[token], CURRENT + token] = SHARPNESS**0.5
-        attention.k_proj.weight[slow[token], PREVIOUS + token] = SHARPNESS**0.5
-        attention.v_proj.weight[token, CURRENT + token] = 1.0
-        attention.o_proj.weight[ANSWER + token, token] = 0.1
 
 
 @torch.no_grad()
 def write_layered_model(folder: Path, ffn: int, attention: int, induction: int) -> None:
     """Save the model; the numbers are layers, `induction` the last of them."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        head_dim=HEAD_DIM,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
-    for name, weight in model.named_parameters():
-        weight.fill_(1.0 if "norm" in name else 0.0)
-    for token in range(VOCABULARY):
-        model.model.embed_tokens.weight[token, CURRENT + token] = 1.0
-        model.model.embed_tokens.weight[token, CONSTANT] = 1.0
-        model.lm_head.weight[token, ANSWER + token] = 4.0
+    model = empty_model(STREAM, LAYERS, INTERMEDIATE)
     layers = model.model.layers
     if ffn < attention:
         _write_ffn(layers[ffn], CURRENT, COPY)
-        _write_previous_token_head(layers[attention], COPY, PREVIOUS)
+        write_previous_token_head(layers[attention], 0, STREAM, COPY, STREAM.previous)
     else:
-        _write_previous_token_head(layers[attention], CURRENT, COPY)
-        _write_ffn(layers[ffn], COPY, PREVIOUS)
-    _write_induction_head(layers[induction])
+        write_previous_token_head(layers[attention], 0, STREAM, CURRENT, COPY)
+        _write_ffn(layers[ffn], COPY, STREAM.previous)
+    write_induction_head(layers[induction], 0, STREAM)
     model.save_pretrained(folder)
 
 

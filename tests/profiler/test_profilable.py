@@ -11,7 +11,7 @@ from transformers.utils import logging
 from tests.profiler.foreign_attention import FOREIGN, HEAD, TINY
 from vllm_redknot.profiler.errors import ProfilerError
 from vllm_redknot.profiler.hooked import HookedModel
-from vllm_redknot.profiler.profilable import check_profilable, read_tokenizer
+from vllm_redknot.profiler.profilable import check_profilable
 
 LLAMA = LlamaConfig(**HEAD)
 
@@ -84,14 +84,6 @@ def test_a_configuration_that_makes_no_sense_is_named_with_its_folder(
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
     with pytest.raises(ProfilerError, match=f"{tmp_path}"):
         check_profilable(tmp_path)
-
-
-@pytest.mark.parametrize("content", [None, "[]", "{"])
-def test_a_tokenizer_that_is_missing_or_damaged_is_named(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ProfilerError, match=f"{tmp_path}/tokenizer.json: cannot be read as a tokenizer"):
-        read_tokenizer(tmp_path)
 
 
 def test_loading_draws_no_bar_and_leaves_bars_as_they_were(

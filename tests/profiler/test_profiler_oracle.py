@@ -4,7 +4,8 @@ import random
 
 import pytest
 import torch
-from retrieval_model import HEADS, LAYERS, VOCABULARY, write_model
+from retrieval_model import LAYERS, VOCABULARY, write_model
+from written_model import HEADS
 
 from vllm_redknot.evals.cases import Case
 from vllm_redknot.heads.profile import HeadClass

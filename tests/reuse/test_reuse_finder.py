@@ -104,8 +104,9 @@ def test_it_finds_what_a_slow_search_of_every_diagonal_finds(seed: int) -> None:
             assert found == slow_find(prompt, store, min_tokens, within, layout)
             for match in found:
                 tokens = store[match.content]
-                assert prompt[match.begin : match.end] == tokens[match.segment_begin : match.segment_end]
-                run = (len(tokens), match.segment_begin, match.segment_end, match.begin)
+                segment_end = match.segment_begin + match.num_tokens
+                assert prompt[match.begin : match.end] == tokens[match.segment_begin : segment_end]
+                run = (len(tokens), match.segment_begin, segment_end, match.begin)
                 assert not layout or LAYOUT.covers(*run)
 
 
@@ -128,8 +129,8 @@ def test_documents_are_found_where_tokens_at_their_joins_differ() -> None:
     for tokens in documents.values():
         prompt += [1, 2, 3, *tokens[1:-1], 4]
     found = finder(documents).find(prompt)
-    assert [(match.content, match.segment_begin, match.segment_end) for match in found] == [
-        (content, 1, len(tokens) - 1) for content, tokens in documents.items()
+    assert [(match.content, match.segment_begin, match.num_tokens) for match in found] == [
+        (content, 1, len(tokens) - 2) for content, tokens in documents.items()
     ]
     assert [match.shift for match in found] == [match.begin - 1 for match in found]
 

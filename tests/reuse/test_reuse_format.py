@@ -1,21 +1,36 @@
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from store_world import GLOBAL, LAYOUT, SCOPE
 
-from vllm_redknot.heads.profile import HeadClass, HeadProfile
 from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.format import SegmentFormat
 from vllm_redknot.reuse.scope import Scope
-from vllm_redknot.reuse.segment import Segment, kept_positions
+from vllm_redknot.reuse.segment import Segment, kept_positions, torch_dtype
 
 
 def dense(layout: SegmentFormat, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (len(layout.layer_ids), layout.num_kv_heads, num_tokens, layout.head_size)
     numbers = torch.arange(2 * torch.Size(shape).numel(), dtype=torch.float32).view(2, *shape)
     return numbers[0], numbers[1]
+
+
+def cut_from_dense(
+    layout: SegmentFormat, tokens: Sequence[int], keys: torch.Tensor, values: torch.Tensor
+) -> Segment:
+    """The segment of the KV of every token: keys and values [L, H, n, D], at positions 0 to n - 1."""
+    kv = torch.full((layout.num_rows(len(tokens)), 2, layout.head_size), torch.nan, dtype=torch_dtype(layout))
+    segment = Segment(layout, np.asarray(tokens, np.int32), kv)
+    for row, head in itertools.product(range(len(layout.layer_ids)), range(layout.num_kv_heads)):
+        kept = segment.head(row, head)
+        kept.keys.copy_(keys[row, head, kept.positions])
+        kept.values.copy_(values[row, head, kept.positions])
+    return segment
 
 
 def seen_of_run(
@@ -31,7 +46,7 @@ def seen_of_run(
 def test_a_segment_keeps_all_tokens_of_global_heads_and_sinks_and_window_of_local_ones() -> None:
     layout = replace(LAYOUT, dtype="float32")
     keys, values = dense(layout, 50)
-    segment = Segment.from_dense(layout, range(50), keys, values)
+    segment = cut_from_dense(layout, range(50), keys, values)
     kept = {(0, 0): range(50), (0, 1): [*range(4), *range(32, 50)], (1, 0): [0, 1, *range(24, 50)]}
     for (row, head), positions in kept.items():
         rows = segment.head(row, head)
@@ -44,7 +59,7 @@ def test_a_segment_keeps_all_tokens_of_global_heads_and_sinks_and_window_of_loca
 
 def test_a_short_segment_keeps_everything() -> None:
     keys, values = dense(replace(LAYOUT, dtype="float32"), 22)
-    segment = Segment.from_dense(replace(LAYOUT, dtype="float32"), range(22), keys, values)
+    segment = cut_from_dense(replace(LAYOUT, dtype="float32"), range(22), keys, values)
     assert torch.equal(segment.kv[:, 0].view(2, 2, 22, 4), keys)
     assert torch.equal(segment.kv[:, 1].view(2, 2, 22, 4), values)
 
@@ -85,20 +100,6 @@ def test_a_whole_segment_is_covered_anywhere_and_all_global_ones_in_any_part() -
     assert (GLOBAL.min_end(100), GLOBAL.sinks(100)) == (1, 0)
 
 
-def test_the_format_of_a_profile_has_what_its_heads_see() -> None:
-    profile = HeadProfile(
-        classes=((HeadClass.LOCAL, HeadClass.LOCAL), (HeadClass.LOCAL, HeadClass.RETRIEVAL)),
-        window=((8, 8), (16, None)),
-        sink=((2, 2), (3, 9)),
-        layer_ids=(1, 4),
-        dense_prefix_layers=1,
-    )
-    layout = SegmentFormat.from_profile(profile, 64, "bfloat16")
-    assert layout.layer_ids == (1, 4)
-    assert layout.window == ((None, None), (16, None))
-    assert layout.sink == ((0, 0), (3, 0))
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -117,7 +118,7 @@ def test_a_format_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
 
 
 def test_kv_that_does_not_fit_tokens_or_format_is_refused() -> None:
-    good = Segment.from_dense(replace(LAYOUT, dtype="float32"), range(9), *dense(LAYOUT, 9))
+    good = cut_from_dense(replace(LAYOUT, dtype="float32"), range(9), *dense(LAYOUT, 9))
     for kv in (good.kv[1:], good.kv.double(), good.kv.expand(1, -1, -1, -1), good.kv.flip(0).transpose(1, 2)):
         with pytest.raises(ReuseError):
             Segment(good.format, good.tokens, kv)

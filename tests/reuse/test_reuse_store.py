@@ -107,16 +107,6 @@ def test_many_threads_that_want_one_segment_read_it_once(
     assert stored.counters().leases == 0
 
 
-def test_a_prefetched_segment_is_waited_for_not_read_twice(
-    stored: SegmentStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[int] = []
-    hook_reads(monkeypatch, lambda: reads.append(1))
-    stored.prefetch([content_id(document(0)), content_id(document(7))])
-    assert serves(stored, document(0))
-    assert reads == [1]
-
-
 def test_wrong_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReuseError, match="another scope"):
         SegmentStore(SCOPE, 1, disk_tier(tmp_path, scope=OTHER_MODEL))

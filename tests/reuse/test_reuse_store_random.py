@@ -85,7 +85,8 @@ class Session:
         prompt = [1, *self.tokens(), 2, *self.tokens()[1:], 3]
         for match in self.store.find(prompt):
             (tokens,) = (known for known in DOCUMENTS if content_id(known) == match.content)
-            assert prompt[match.begin : match.end] == tokens[match.segment_begin : match.segment_end]
+            first = match.segment_begin
+            assert prompt[match.begin : match.end] == tokens[first : first + match.num_tokens]
             self.events["found"] += 1
 
     def flush(self) -> None:

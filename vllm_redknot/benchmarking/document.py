@@ -7,15 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from vllm_redknot import ablation
 from vllm_redknot.benchmarking.store import Round, Side
 from vllm_redknot.benchmarking.workloads import QUANTITIES, Quantity, Workload
-from vllm_redknot.cli.configurations import BOTH
 
 KIND: Final = "redknot.bench"
 FORMAT: Final = 1
 CONCURRENCY: Final = Quantity("maximum concurrency", "requests", "higher")
-LABELS: Final[dict[Side, str]] = {"stock": "stock", "heads": "heads", "rows": "rows", "redknot": BOTH}
-"""What an ablation calls the servers."""
 KV_BYTES: Final = Quantity("KV bytes of a request", "bytes", "lower")
 
 
@@ -54,13 +52,13 @@ def bench_document(
     # By the servers' own figures: the plan cannot know how many batches a server keeps in flight.
     stock = statistics.median(concurrency["stock"])
     of_sides = {
-        LABELS[side]: {
+        _label(side): {
             "kv_share": round(stock / statistics.median(concurrency[side]), 4),
             "rows_skipped": _rows_skipped(by_side[side]),
         }
         for side in by_side
     }
-    whole, parts = of_sides[LABELS["redknot"]], header.get("ablation")
+    whole, parts = of_sides[_label(ablation.REDKNOT)], header.get("ablation")
     return {
         "kind": KIND,
         "format": FORMAT,
@@ -88,6 +86,11 @@ def dumps(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
+def _label(side: Side) -> str:
+    """What an ablation calls a server."""
+    return side if side == "stock" else ablation.LABELS[side]
+
+
 def _row(workload: str, quantity: Quantity, samples: Mapping[Side, Sequence[float]]) -> dict[str, Any]:
     """`ratio` is a side's median over stock's, whichever is better; 0 where stock's median is 0."""
     sides = {
@@ -96,7 +99,7 @@ def _row(workload: str, quantity: Quantity, samples: Mapping[Side, Sequence[floa
     }
     stock = statistics.median(samples["stock"])
     ratios = {side: statistics.median(samples[side]) / stock if stock else 0.0 for side in samples}
-    parts = {LABELS[side]: {**sides[side], "ratio": ratios[side]} for side in sides if side != "stock"}
+    parts = {_label(side): {**sides[side], "ratio": ratios[side]} for side in sides if side != "stock"}
     return {
         "workload": workload,
         "metric": quantity.name,

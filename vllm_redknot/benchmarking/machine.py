@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_redknot.benchmarking.errors import BenchmarkError
-from vllm_redknot.cli.diagnosis.machine import machine
 from vllm_redknot.evals.memory import available_bytes
+from vllm_redknot.machine import machine
 
 GPU_DEVICES: Final = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128")
 WORKING_BYTES: Final = 2 * 2**30

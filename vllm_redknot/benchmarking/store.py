@@ -8,23 +8,21 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vllm_redknot.ablation import Name
 from vllm_redknot.benchmarking.errors import BenchmarkError
+from vllm_redknot.whole_file import write_whole
 
 PLAN_KIND: Final = "redknot.bench.plan"
 FORMAT: Final = 1
 LOCK: Final = "lock"
 MAX_BYTES: Final = 16 * 2**20
-Side = Literal["stock", "heads", "rows", "redknot"]
-"""In an ablation REDKNOT is the one with both head classes and rows."""
+Side = Literal["stock"] | Name
 Sample = Annotated[float, Field(ge=0)]
 
 
@@ -156,20 +154,3 @@ def _difference(found: Any, wanted: Any, place: str = "the plan") -> str:
         each = (_difference(found.get(key), wanted.get(key), places[key]) for key in keys)
         return next(filter(None, each), "")
     return "" if found == wanted else f"{place} is {found!r:.120} there and {wanted!r:.120} here"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces `path` in one step: a reader sees the old file or the new one. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; results are no secret.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise

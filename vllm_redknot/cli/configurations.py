@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from vllm_redknot.ablation import HEADS, LABELS, REDKNOT, ROWS, Name
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.serve_flags import redknot_section
 from vllm_redknot.cli.target import Target, settings
@@ -12,12 +13,6 @@ from vllm_redknot.config import ALL_GLOBAL, RedknotConfig
 from vllm_redknot.heads.profile import HeadProfile, all_global
 from vllm_redknot.rows.schedule import RowSchedule, RowScheduleError, schedule_of
 
-Name = Literal["heads", "rows", "redknot"]
-HEADS: Final = "heads"
-ROWS: Final = "rows"
-REDKNOT: Final = "redknot"
-BOTH: Final = "both"
-"""What an ablation calls REDKNOT with its head classes and its rows."""
 HEAD_SETTINGS: Final = ("heads", "window", "sink", "dense_prefix_layers")
 
 
@@ -33,7 +28,7 @@ class Configuration:
     @property
     def label(self) -> str:
         """Its name in an ablation."""
-        return BOTH if self.name == REDKNOT else self.name
+        return LABELS[self.name]
 
     @property
     def section(self) -> dict[str, Any]:

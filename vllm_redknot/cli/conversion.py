@@ -14,6 +14,7 @@ from vllm_redknot.heads import native
 from vllm_redknot.heads.formats import load_profile
 from vllm_redknot.heads.profile import HeadClass, HeadKind, HeadProfile
 from vllm_redknot.heads.readers.duo_attention import CONFIG_NAME, TSV_NAME
+from vllm_redknot.whole_file import write_whole
 
 DUO_SIZES: Final = {"sink_size": 64, "recent_size": 256}
 """What a DuoAttention file without local heads states; nothing reads it."""
@@ -82,25 +83,13 @@ def write(files: dict[str, str], output: Path, overwrite: bool) -> list[Path]:
     present = [str(path) for path in paths if path.exists() or path.is_symlink()]
     if present and not overwrite:
         raise CliError(f"{' and '.join(present)}: exists already: add --force to replace it")
+    if not output.parent.is_dir():
+        raise CliError(f"{output.parent}: no such folder: create it, or give another path")
     if "" not in files:
         output.mkdir(exist_ok=True)
     for path, text in paths.items():
-        _replace(path, text)
+        write_whole(path, text)
     return list(paths)
-
-
-def _replace(path: Path, text: str) -> None:
-    if not path.parent.is_dir():
-        raise CliError(f"{path.parent}: no such folder: create it, or give another path")
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii", delete=False) as staged:
-        staged.write(text)
-    try:
-        # The temporary file is private; a head-class file is as public as the model it belongs to.
-        Path(staged.name).chmod(0o644)
-        Path(staged.name).replace(path)
-    except OSError:
-        Path(staged.name).unlink()
-        raise
 
 
 def _matrix(profile: HeadProfile, **more: Any) -> str:

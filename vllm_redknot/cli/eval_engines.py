@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm_redknot.cli.configurations import Configuration
-from vllm_redknot.cli.diagnosis.machine import INSTALL
+from vllm_redknot.cli.diagnosis.installation import INSTALL
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES
@@ -23,6 +22,7 @@ from vllm_redknot.evals.memory import (
     request_kv_bytes,
 )
 from vllm_redknot.evals.run import ENGINES, STOCK, Engine
+from vllm_redknot.installed import installed_version
 from vllm_redknot.settings import BACKEND_NAME
 
 RESERVE: Final = 64
@@ -140,7 +140,5 @@ def _check_memory(model: ModelFile, options: EngineOptions, kv_bytes: int, optio
 
 
 def _on_cpu() -> bool:
-    try:
-        return "cpu" in importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return True
+    version = installed_version("vllm")
+    return version is None or "cpu" in version

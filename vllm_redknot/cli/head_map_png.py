@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.head_map import LOCAL_SYMBOLS, ONE_LOCAL, HeadMap
+from vllm_redknot.heads.head_map import LOCAL_SYMBOLS, ONE_LOCAL, HeadMap
 
 COLOURS: Final = {
     "G": "#d1495b",

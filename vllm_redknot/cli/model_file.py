@@ -22,6 +22,11 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_BYTES: Final = 64 * 2**20
 HEAD_SIZES: Final = (64, 80, 96, 128, 192, 256)
 """Head sizes the kernels serve; as in `kernels.layout`, which needs torch."""
+FULL_EVERY: Final = {"gemma2": 2, "vaultgemma": 2, "gemma3_text": 6, "cohere2": 4, "exaone4": 4, "olmo3": 4}
+"""Model types whose files may leave `layer_types` out: every n-th layer is full, n in `sliding_window_pattern` or this.
+
+transformers fills `layer_types` in by the same rule, and vLLM reads it from there.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise CliError(
             f"{path}: no such file: give a folder that holds a Hugging Face model's {CONFIG_NAME}"
         ) from error
+    except NotADirectoryError as error:
+        raise CliError(f"{path.parent} is no folder: give the folder of a Hugging Face model") from error
     except OSError as error:
         raise CliError(f"{path}: {error.strerror}: check that it can be read") from error
     except (ValueError, RecursionError) as error:
@@ -116,7 +123,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _optional_integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    # Beyond, floats are not exact and may overflow.
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53 else None
 
 
 def _integer(
@@ -134,10 +142,13 @@ def _layer_kinds(text: Mapping[str, Any], layers: int) -> list[str]:
     kinds = text.get("layer_types")
     if isinstance(kinds, list) and len(kinds) == layers:
         return [str(kind) for kind in kinds]
-    every = _optional_integer(text.get("full_attention_interval"))
+    other, every = "linear_attention", _optional_integer(text.get("full_attention_interval"))
+    if every is None and text["model_type"] in FULL_EVERY:
+        stated = _optional_integer(text.get("sliding_window_pattern"))
+        other, every = "sliding_attention", stated or FULL_EVERY[text["model_type"]]
     if every is None:
         return []
-    return ["linear_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
+    return [other if (layer + 1) % every else "full_attention" for layer in range(layers)]
 
 
 def _sliding(text: Mapping[str, Any], kinds: list[str], layers: int) -> dict[int, int]:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from vllm_redknot.cli.units import parse_bytes, parse_tokens
+from vllm_redknot.config import ALL_GLOBAL
 from vllm_redknot.heads import native
 from vllm_redknot.heads.documents import decode, parse_object, read_bytes
+from vllm_redknot.heads.errors import HeadFileError
 from vllm_redknot.rows.schedule import SECTION
 
 ROWS_OFF = "off"
@@ -18,15 +20,14 @@ def parse_rows(text: str) -> dict[str, Any] | str:
     """A schedule of rows as JSON, the file that holds one (or is a head-class file that does), or "off".
 
     Raises:
-        typer.BadParameter: It is no JSON object.
-        HeadFileError: A file that cannot be read.
+        typer.BadParameter: It is none of these, or a file that cannot be read.
     """
     if text == ROWS_OFF:
         return text
     if text.lstrip().startswith("{"):
         try:
             stated = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise typer.BadParameter(
                 f"{text!r:.80} is no JSON object ({error}): give one such as"
                 ' {"ffn_from": 20, "attention_from": 24}'
@@ -34,19 +35,46 @@ def parse_rows(text: str) -> dict[str, Any] | str:
         assert isinstance(stated, dict)
         return stated
     path = Path(text).expanduser()
-    stated = parse_object(decode(read_bytes(path), path), path)
-    if not native.matches(stated):
-        return stated
-    rows = native.read(path, stated).sections.get(SECTION)
+    try:
+        stated = parse_object(decode(read_bytes(path), path), path)
+        if not native.matches(stated):
+            return stated
+        rows = native.read(path, stated).sections.get(SECTION)
+    except HeadFileError as error:
+        raise typer.BadParameter(
+            f'{text!r:.80} is neither "{ROWS_OFF}" nor a JSON object nor a file that holds one ({error})'
+        ) from error
     if not isinstance(rows, dict):
         raise typer.BadParameter(f"{path} is a head-class file without a section {SECTION!r}: give another")
     return rows
 
 
+def parse_png(text: str) -> Path:
+    """The path of a picture to write. Raises typer.BadParameter for another kind of file."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{text!r} is no name of a PNG file: give one that ends in .png")
+    return path
+
+
+def parse_kv_bytes(text: str) -> int:
+    """As `parse_bytes`, but for 0, with which no server starts."""
+    count = parse_bytes(text)
+    if not count:
+        raise typer.BadParameter("0 bytes hold no request: give more, or leave the option out")
+    return count
+
+
+def absolute_heads(heads: str | None) -> str | None:
+    """The setting `heads` for a server that may be started in another folder."""
+    # An empty path is left to the settings, which refuse it.
+    return heads if not heads or heads == ALL_GLOBAL else str(Path(heads).expanduser().absolute())
+
+
 def kv_bytes(means: str, default: str | bool = True) -> Any:
     """--kv-bytes; what it is of, and what it is by default, differ by command."""
     names = ("--kv-cache-memory-bytes", "--kv-bytes")
-    return typer.Option(*names, metavar="BYTES", parser=parse_bytes, help=means, show_default=default)
+    return typer.Option(*names, metavar="BYTES", parser=parse_kv_bytes, help=means, show_default=default)
 
 
 def max_model_len(means: str, default: str) -> Any:
@@ -96,7 +124,8 @@ TensorParallel = Annotated[
     int, typer.Option("--tensor-parallel-size", "--tp", metavar="N", min=1, help="GPUs that share the heads.")
 ]
 Png = Annotated[
-    Path | None, typer.Option("--png", metavar="OUT", help="Write a picture as well; needs matplotlib.")
+    Path | None,
+    typer.Option("--png", metavar="OUT", parser=parse_png, help="Write a picture as well; needs matplotlib."),
 ]
 Rows = Annotated[
     Any,

@@ -103,8 +103,11 @@ def _of_numbers(target: Target, config: RedknotConfig, given: ShapeGiven) -> Sub
     query_heads = given.query_heads or (identity.num_attention_heads if identity else None)
     head_dim = given.head_dim or (identity.head_dim if identity else None)
     if query_heads is None or head_dim is None:
-        missing = "--query-heads" if query_heads is None else "--head-dim"
-        raise typer.BadParameter(f"{origin} does not say it: give {missing}, or the model's folder")
+        missing = "number of query heads" if query_heads is None else "head size"
+        option = "--query-heads" if query_heads is None else "--head-dim"
+        raise typer.BadParameter(
+            f"nothing says the {missing} ({origin}): give {option}, or the model's folder"
+        )
     layers = (identity.num_layers if identity else None) or profile.layer_ids[-1] + 1
     rows = row_schedule(target, config)
     try:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile, read_model
+from vllm_redknot.cli.progress import bars
+from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.evals.fingerprints import model_fingerprint, versions
 from vllm_redknot.evals.texts import TextsMissingError, sentences_in
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from tokenizers import Tokenizer
 
     from vllm_redknot.profiler.hooked import HookedModel
@@ -88,7 +87,6 @@ def run_with_model(where: Where, header: Mapping[str, Any], work: Callable[[Load
     from vllm_redknot.profiler.errors import ProfilerError
     from vllm_redknot.profiler.hooked import HookedModel
     from vllm_redknot.profiler.journal import open_journal
-    from vllm_redknot.profiler.profilable import read_tokenizer
 
     whole = {
         "model": model_fingerprint(where.file.path),
@@ -99,7 +97,7 @@ def run_with_model(where: Where, header: Mapping[str, Any], work: Callable[[Load
     }
     journal_path = where.output.with_name(where.output.name + ".journal")
     try:
-        with open_journal(journal_path, whole, where.restart) as journal, _progress() as bar:
+        with open_journal(journal_path, whole, where.restart) as journal, bars() as bar:
             tokenizer = read_tokenizer(where.file.path)
             model = HookedModel(where.file.path, getattr(torch, where.dtype), where.device)
             return work(Loaded(model, tokenizer, journal, bar))
@@ -107,11 +105,3 @@ def run_with_model(where: Where, header: Mapping[str, Any], work: Callable[[Load
         raise CliError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise CliError(f"out of memory on {where.device}: give shorter --lengths ({error})") from error
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
-        yield bar

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json as json_text
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from vllm_redknot.cli.units import show_bytes
 from vllm_redknot.evals.fingerprints import model_fingerprint, versions
 from vllm_redknot.evals.memory import available_bytes
 from vllm_redknot.heads import native
+from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
     from vllm_redknot.profiler.row_judge import RowLimits
@@ -156,8 +156,7 @@ def _finish(outcome: RowOutcome, where: Where, target: Target, options: RowOptio
     written = not failures or options.force
     if written:
         native.write(made, output)
-        beside = output.with_name(output.name + ".evidence.json")
-        beside.write_text(json_text.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_document(output.with_name(output.name + ".evidence.json"), document)
     if options.json:
         emit_json({**document, "written": str(output) if written else None})
     else:

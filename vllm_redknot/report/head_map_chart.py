@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vllm_redknot.cli.head_map import CLASS_SYMBOLS, LOCAL_SYMBOLS, ONE_LOCAL, head_map
+from vllm_redknot.heads.head_map import CLASS_SYMBOLS, LOCAL_SYMBOLS, ONE_LOCAL, head_map
 from vllm_redknot.heads.profile import HeadProfile
 
 MAX_CELLS: Final = 32 * 1024

@@ -32,10 +32,6 @@ class Match(NamedTuple):
         return self.end - self.begin
 
     @property
-    def segment_end(self) -> int:
-        return self.segment_begin + self.end - self.begin
-
-    @property
     def shift(self) -> int:
         """Positions by which the segment's keys must be rotated: token t of it stands at t + shift."""
         return self.begin - self.segment_begin

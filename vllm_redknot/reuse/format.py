@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, HeadProfile
+from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS, MAX_POSITIONS
 from vllm_redknot.reuse.faults import ReuseError
 
 ELEMENT_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -71,22 +71,6 @@ class SegmentFormat:
             raise ReuseError(f"head_size {self.head_size}, slack {self.slack}: out of range")
         if self.dtype not in ELEMENT_BYTES:
             raise ReuseError(f"KV dtype {self.dtype!r}: give one of {', '.join(ELEMENT_BYTES)}")
-
-    @classmethod
-    def from_profile(cls, profile: HeadProfile, head_size: int, dtype: str, slack: int = 0) -> SegmentFormat:
-        """The format for the head classes of one rank, as they apply (a layer's own window written out)."""
-        seen = [
-            [profile.visibility(layer, head) for head in range(profile.num_kv_heads)]
-            for layer in profile.layer_ids
-        ]
-        return cls(
-            layer_ids=profile.layer_ids,
-            head_size=head_size,
-            dtype=dtype,
-            window=tuple(tuple(head.window for head in row) for row in seen),
-            sink=tuple(tuple(head.sink for head in row) for row in seen),
-            slack=slack,
-        )
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> SegmentFormat:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any, Final
 
 from vllm.logger import init_logger
 
 from vllm_redknot.heads.profile import HeadProfile
+from vllm_redknot.installed import installed_version
 from vllm_redknot.reuse.identity import fingerprint_of
 from vllm_redknot.reuse.receipt import Receipt, ReceiptError, matching_receipt, places
 from vllm_redknot.settings import settings_of
@@ -49,17 +49,10 @@ def verified_boundary(vllm_config: Any, profile: HeadProfile) -> int:
             path,
             receipt.asked.questions,
         )
-    changed = [name for name in DISTRIBUTIONS if receipt.versions.get(name) != _version(name)]
+    changed = [name for name in DISTRIBUTIONS if receipt.versions.get(name) != installed_version(name)]
     if changed:
         logger.warning_once("REDKNOT: %s was made with another version of %s", path, ", ".join(changed))
     return receipt.boundary
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _told(receipt: Receipt) -> str:

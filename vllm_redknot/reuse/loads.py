@@ -41,13 +41,13 @@ class Loads:
         self._loads: dict[str, Load] = {}
         self._workers = Workers("redknot-load", LOADERS)
 
-    def start(self, content: str, waiters: int) -> Load:
-        """Begin to read a segment, or join those who wait for it. The catalog's lock is held."""
+    def start(self, content: str) -> Load:
+        """Begin to read a segment, or join those who wait for it; `wait` must follow. The catalog's lock is held."""
         load = self._loads.get(content)
         if load is None:
             load = self._loads[content] = Load()
             self._workers.submit(lambda: self._run(content, load))
-        load.waiters += waiters
+        load.waiters += 1
         return load
 
     def wait(self, load: Load, deadline_s: float) -> Segment | Miss:

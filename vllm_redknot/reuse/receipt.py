@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.fingerprint import Fingerprint
+from vllm_redknot.whole_file import write_whole
 
 KIND: Final = "redknot.reuse-receipt"
 FORMAT: Final = 1
@@ -145,12 +145,7 @@ def read_receipt(path: Path) -> Receipt:
 def write_receipt(path: Path, receipt: Receipt) -> None:
     """Whole or not at all; folders are made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        staged.write_text(receipt.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_whole(path, receipt.model_dump_json(indent=1) + "\n")
 
 
 def cached_path(cache: Path, fingerprint: Fingerprint) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -77,24 +76,6 @@ class Segment:
         return HeadRows(
             kept_positions(self.format, self.num_tokens, layer_row, kv_head), rows[:, 0], rows[:, 1]
         )
-
-    @classmethod
-    def from_dense(
-        cls, layout: SegmentFormat, tokens: Sequence[int], keys: torch.Tensor, values: torch.Tensor
-    ) -> Segment:
-        """A segment cut from the KV of every token: keys and values [L, H, n, D], at positions 0 to n - 1."""
-        ids = np.asarray(tokens, dtype=np.int32)
-        expected = (len(layout.layer_ids), layout.num_kv_heads, len(ids), layout.head_size)
-        if tuple(keys.shape) != expected or tuple(values.shape) != expected:
-            raise ReuseError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)}: give {expected}")
-        kv = torch.empty((layout.num_rows(len(ids)), 2, layout.head_size), dtype=torch_dtype(layout))
-        segment = cls(layout, ids, kv)
-        for row in range(expected[0]):
-            for head in range(expected[1]):
-                kept = segment.head(row, head)
-                kept.keys.copy_(keys[row, head, kept.positions])
-                kept.values.copy_(values[row, head, kept.positions])
-        return segment
 
 
 def torch_dtype(layout: SegmentFormat) -> torch.dtype:

@@ -102,7 +102,7 @@ class SegmentStore:
             if self._loads.overdue:
                 catalog.missed(Miss.SLOW)
                 return None
-            load = self._loads.start(content, waiters=1)
+            load = self._loads.start(content)
         found = self._loads.wait(load, self.deadline_s if deadline_s is None else deadline_s)
         with catalog.lock:
             if isinstance(found, Segment):
@@ -112,16 +112,6 @@ class SegmentStore:
                 catalog.log.fault("computed instead", Miss.SLOW, f"segment {content} was not read in time")
             catalog.missed(found)
             return None
-
-    def prefetch(self, contents: Iterable[str]) -> None:
-        """Begin to read segments that `acquire` will ask for, where they are on disk and not in memory."""
-        catalog = self._catalog
-        with catalog.lock:
-            if self._closed or self._loads is None or self._loads.overdue:
-                return
-            for content in contents:
-                if content in catalog.on_disk and content not in catalog.memory:
-                    self._loads.start(content, waiters=0)
 
     def refresh(self, deadline_s: float = 0.0) -> bool:
         """List the disk anew in the background: what other processes stored or evicted. Whether it was done in time."""

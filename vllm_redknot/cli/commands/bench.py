@@ -17,21 +17,21 @@ import typer
 from vllm_redknot.benchmarking.document import bench_document, dumps
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.machine import check_host_memory, described_machine
-from vllm_redknot.benchmarking.progress import progress
 from vllm_redknot.benchmarking.run import Measurement, measure
-from vllm_redknot.benchmarking.servers import Common, Servers, servers
-from vllm_redknot.benchmarking.store import Store, write_whole
+from vllm_redknot.benchmarking.store import Store
 from vllm_redknot.benchmarking.workloads import Crowd, Metric, Wanted, workloads
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, printable, warn
+from vllm_redknot.cli.bench_servers import Common, Servers, servers
 from vllm_redknot.cli.bench_tables import show_document
 from vllm_redknot.cli.configurations import Configuration, configurations
-from vllm_redknot.cli.diagnosis.machine import INSTALL, versions
+from vllm_redknot.cli.diagnosis.installation import INSTALL, versions
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
+from vllm_redknot.cli.progress import steps
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
-from vllm_redknot.config import ALL_GLOBAL
+from vllm_redknot.whole_file import write_whole
 
 MOST_CONTEXT = 32 * 1024
 """Tokens of a longest request, unless asked otherwise."""
@@ -148,10 +148,8 @@ def bench(
     """
     options.check_block_size(block_size)
     lengths = None if ttft is None else parse_token_list(ttft)
-    if heads not in (None, ALL_GLOBAL):
-        heads = str(Path(str(heads)).expanduser().absolute())
     config = settings(
-        heads=heads,
+        heads=options.absolute_heads(heads),
         window=window,
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
@@ -240,7 +238,7 @@ def _run(
         "workloads": [asdict(workload) for workload in measurement.workloads],
     }
     try:
-        with closing(Store(output, plan)) as store, _ended_by_signals(), progress(measurement.steps) as say:
+        with closing(Store(output, plan)) as store, _ended_by_signals(), steps(measurement.steps) as say:
             found = measure(measurement, store, say, lambda: _check(started, model))
     except BenchmarkError as error:
         _fail(error)

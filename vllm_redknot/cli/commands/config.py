@@ -56,10 +56,8 @@ def config(
 
       redknot config ~/models/Qwen3-32B --heads heads.json --window 4096 --tp 2
     """
-    if heads not in (None, ALL_GLOBAL):
-        heads = str(Path(str(heads)).expanduser().absolute())
     given: dict[str, Any] = {
-        "heads": heads,
+        "heads": options.absolute_heads(heads),
         "window": window,
         "sink": sink,
         "dense_prefix_layers": dense_prefix_layers,
@@ -70,10 +68,8 @@ def config(
         "cache_dir": cache_dir,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    if block_size is not None and block_size % 16:
-        raise typer.BadParameter(
-            f"--block-size is {block_size}: REDKNOT has pages of a multiple of 16 tokens"
-        )
+    if block_size is not None:
+        options.check_block_size(block_size)
     checked = settings(**given)
     found = _checked_heads(model, checked, tp)
     section = redknot_section(checked, given)

@@ -16,14 +16,16 @@ from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
 from vllm_redknot.cli.eval_tables import show_document
-from vllm_redknot.cli.runs import progress, write_document
+from vllm_redknot.cli.progress import engine_bars
 from vllm_redknot.cli.target import Target, settings, target_of_model
+from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
 from vllm_redknot.evals.run import ENGINES, STOCK, Answered, Engine, Told, answer_all, answers_path, log_path
 from vllm_redknot.heads.profile import HeadProfile
+from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
     from vllm_redknot.evals.suites import Cases, Choices
@@ -182,7 +184,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     if restart:
         _forget(output)
-    with progress() as told:
+    with engine_bars() as told:
         stock, *ours = (
             _answer(engine, requests, output, told) for engine in engines(arguments, compared, identified)
         )
@@ -227,16 +229,12 @@ def _largest_window(profile: HeadProfile) -> int | None:
 
 
 def _cases(target: Target, choices: Choices) -> Cases:
-    from tokenizers import Tokenizer
-
     from vllm_redknot.evals.suites import build_cases
 
     assert target.model is not None
-    path = target.model.path / "tokenizer.json"
-    if not path.is_file():
-        raise CliError(f"{path}: no such file: give a folder with the model's tokenizer.json")
+    tokenizer = read_tokenizer(target.model.path)
     try:
-        return build_cases(Tokenizer.from_file(str(path)), choices)
+        return build_cases(tokenizer, choices)
     except ValueError as error:
         raise CliError(f"{error}: give other --lengths") from error
 

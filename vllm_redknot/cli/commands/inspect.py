@@ -12,12 +12,13 @@ from rich.text import Text
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.errors import CliError
-from vllm_redknot.cli.head_map import ONE_LOCAL, HeadMap, head_map
 from vllm_redknot.cli.head_map_png import save_head_map
 from vllm_redknot.cli.inspection import BATCHES, BLOCK_SIZE, inspection
 from vllm_redknot.cli.model_file import is_model_folder
 from vllm_redknot.cli.target import Target, settings, target_of_file, target_of_model
 from vllm_redknot.cli.units import default_contexts, parse_token_list, show_bytes, show_tokens
+from vllm_redknot.heads.head_map import ONE_LOCAL, HeadMap, head_map
+from vllm_redknot.heads.readers.duo_attention import TSV_NAME
 
 STYLES: Final = {
     "G": "bold white on red",
@@ -85,6 +86,11 @@ def _find(target: Path, heads: str | None, given: dict[str, Any]) -> Target:
         return target_of_model(target, settings(heads=heads, **given))
     if heads is not None:
         raise CliError(f"--heads needs a model: {target} is no folder with a model's config.json")
+    if target.is_dir() and not (target / TSV_NAME).exists():
+        raise CliError(
+            f"{target} is a folder without a model's config.json, and without DuoAttention's {TSV_NAME}: give one"
+            " with either, or a head-class file"
+        )
     return target_of_file(target, settings(**given))
 
 

@@ -91,7 +91,7 @@ def plan(
         int, typer.Option(metavar="BYTES", parser=parse_bytes, help="Left for activations of a GPU, a guess.")
     ] = "2GiB",  # type: ignore[assignment]
     tp: options.TensorParallel = 1,
-    block_size: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="vLLM's --block-size.")] = 16,
+    block_size: options.BlockSize = 16,
     batched_tokens: options.BatchedTokens = "2K",  # type: ignore[assignment]
     async_scheduling: Annotated[
         bool, typer.Option(help="vLLM's: two batches are in flight at once. Off on CPUs.")
@@ -118,6 +118,7 @@ def plan(
         raise typer.BadParameter(
             "--kv-bytes and --gpu-memory are two ways to say one thing: give one of them"
         )
+    options.check_block_size(block_size)
     lengths = None if contexts is None else parse_token_list(contexts)
     config = settings(
         heads=heads,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json as json_text
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -21,6 +20,7 @@ from vllm_redknot.cli.units import parse_token_list, parse_tokens, show_bytes
 from vllm_redknot.evals.fingerprints import model_fingerprint, versions
 from vllm_redknot.evals.memory import available_bytes
 from vllm_redknot.heads import native
+from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
     from vllm_redknot.evals.texts import Source
@@ -267,8 +267,7 @@ def _finish(
     written = not outcome.verdict.failures or force
     if written:
         native.write(made, output)
-        beside = output.with_name(output.name + ".evidence.json")
-        beside.write_text(json_text.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_document(output.with_name(output.name + ".evidence.json"), document)
     if json:
         emit_json({**document, "written": str(output) if written else None})
     else:

@@ -7,11 +7,11 @@ from typing import Annotated, Final
 
 import typer
 
-from vllm_redknot.benchmarking.store import write_whole
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import emit_json, warn
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.report.collect import Collected, collect
+from vllm_redknot.whole_file import write_whole
 
 SUFFIXES: Final = (".html", ".htm")
 

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import PROBLEM, console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
-from vllm_redknot.cli.diagnosis.machine import INSTALL
+from vllm_redknot.cli.diagnosis.installation import INSTALL
 from vllm_redknot.cli.errors import CliError
+from vllm_redknot.cli.progress import bars
 from vllm_redknot.cli.store_engine import adding_arguments
 from vllm_redknot.cli.target import Target, settings, target_of_model
+from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.cli.units import parse_bytes, show_bytes
 from vllm_redknot.evals.engine_process import EngineError, engine_process
 from vllm_redknot.reuse.document_files import Document, Skipped, read_documents
 from vllm_redknot.reuse.faults import SegmentError
 from vllm_redknot.reuse.folder import StoreFolder
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 WORKER: Final = ("-m", "vllm_redknot.reuse.add_worker")
 LONGEST: Final = 2**20
@@ -125,7 +121,7 @@ def _read(
     files: Sequence[Path], target: Target, special_tokens: bool, shortest: int
 ) -> list[Document | Skipped]:
     assert target.model is not None
-    tokenizer = _tokenizer(target.model.path)
+    tokenizer = read_tokenizer(target.model.path)
     # One token is left for the answer that the engine must give.
     longest = (target.model.max_context or LONGEST) - 1
     opening: tuple[int, ...] = ()
@@ -133,21 +129,13 @@ def _read(
         from vllm_redknot.evals.opening import opening as opening_of
 
         opening = opening_of(tokenizer)
-    with _progress("reading") as advance:
+    with bars() as bar:
+        task = bar.add_task("reading", total=len(files))
         found = []
         for one in read_documents(files, tokenizer, opening, shortest, longest):
             found.append(one)
-            advance(len(found), len(files))
+            bar.advance(task)
     return found
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CliError(f"{path}: no such file: give a folder with the model's tokenizer.json")
-    return Tokenizer.from_file(str(path))
 
 
 def _check_writable(directory: Path) -> None:
@@ -167,12 +155,13 @@ def _store(documents: Sequence[Document], arguments: Mapping[str, Any]) -> tuple
     try:
         with (
             engine_process("store add", arguments, documents, log, WORKER) as lines,
-            _progress("storing") as advance,
+            bars() as bar,
         ):
+            task = bar.add_task("storing", total=len(documents))
             facts: Row = next(lines)["facts"]
             for reply in lines:
                 replies.append(reply)
-                advance(len(replies), len(documents))
+                bar.advance(task)
     except EngineError as error:
         raise CliError(
             f"{error}; what was stored before is kept: {len(replies)} of {len(documents)}"
@@ -185,16 +174,6 @@ def _store(documents: Sequence[Document], arguments: Mapping[str, Any]) -> tuple
     else:
         log.unlink()
     return facts, replies
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """A bar on stderr, where that is a terminal."""
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _skipped(one: Skipped) -> Row:

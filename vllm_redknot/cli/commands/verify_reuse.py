@@ -14,15 +14,17 @@ from vllm_redknot.cli.app import console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, require_vllm
+from vllm_redknot.cli.progress import engine_bars
 from vllm_redknot.cli.reuse_engine import NAME, check_variables, reuse_engine
 from vllm_redknot.cli.reuse_tables import show_verification
-from vllm_redknot.cli.runs import progress, write_document
 from vllm_redknot.cli.target import Target, settings, target_of_model
+from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.cli.units import parse_tokens
 from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
 from vllm_redknot.evals.run import Answered, Engine, answer_all, answers_path, log_path
+from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
     from vllm_redknot.evals.reuse_cases import ReuseCase, ReuseChoices
@@ -208,16 +210,12 @@ def verify_reuse(
 
 
 def _cases(target: Target, choices: ReuseChoices) -> list[ReuseCase]:
-    from tokenizers import Tokenizer
-
     from vllm_redknot.evals.reuse_cases import reuse_cases
 
     assert target.model is not None
-    path = target.model.path / "tokenizer.json"
-    if not path.is_file():
-        raise CliError(f"{path}: no such file: give a folder with the model's tokenizer.json")
+    tokenizer = read_tokenizer(target.model.path)
     try:
-        cases = list(reuse_cases(Tokenizer.from_file(str(path)), choices))
+        cases = list(reuse_cases(tokenizer, choices))
     except ValueError as error:
         raise CliError(f"{error}: give another --length or --document-tokens") from error
     if not any(case.reuse.reused for case in cases):
@@ -229,7 +227,7 @@ def _cases(target: Target, choices: ReuseChoices) -> list[ReuseCase]:
 
 def _answer(engine: Engine, requests: Sequence[Request], folder: Path) -> Answered:
     try:
-        with progress() as told:
+        with engine_bars() as told:
             return answer_all(engine, requests, folder, told, WORKER)
     except (AnswerFileError, EngineError) as error:
         raise CliError(str(error)) from error

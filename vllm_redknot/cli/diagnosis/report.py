@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllm_redknot.cli.diagnosis.findings import Finding, broken, note
-from vllm_redknot.cli.diagnosis.machine import INSTALL, machine, version_findings, versions
+from vllm_redknot.cli.diagnosis.installation import INSTALL, version_findings, versions
 from vllm_redknot.cli.diagnosis.subprocesses import Probed, run_probe
 from vllm_redknot.config import RedknotConfig, RedknotConfigError
+from vllm_redknot.machine import machine
 
 ENGINE_PROBE: Final = "vllm_redknot.cli.diagnosis.engine_probe"
 KERNEL_PROBE: Final = "vllm_redknot.cli.diagnosis.kernel_probe"

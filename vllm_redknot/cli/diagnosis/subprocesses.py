@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from vllm_redknot.whole_file import write_whole
+
 LAST_LINES: Final = 3
 
 
@@ -44,6 +46,4 @@ def report_to_parent(probe: Callable[[str], dict[str, Any]]) -> None:
     """What a probe's main block calls: the report appears whole or not at all."""
     answer = Path(sys.argv[1])
     text = json.dumps(probe(sys.argv[2]), allow_nan=False)
-    staged = answer.with_suffix(".partial")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(answer)
+    write_whole(answer, text)

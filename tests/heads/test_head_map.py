@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from vllm_redknot.cli.head_map import HeadMap, head_map
+from vllm_redknot.heads.head_map import HeadMap, head_map
 from vllm_redknot.heads.profile import HeadClass, HeadProfile
 
 
