@@ -82,12 +82,9 @@ def test_the_document_has_the_documented_shape(verify: Run) -> None:
             assert cell["dense"] is None
             assert cell["reuse"]["value"] == 0.0
     told = document["engine"]["settings"]["redknot"]
-    assert (told["reuse"], told["boundary"], told["rows"], told["store_disk_gib"]) == (
-        "force",
-        16,
-        "off",
-        0.0,
-    )
+    assert (told["reuse"], told["boundary"], told["store_disk_gib"]) == ("force", 16, 0.0)
+    assert "rows" not in told
+    assert document["row_schedule"] is None
     assert not Path(told["store"]).exists()
 
 

@@ -54,6 +54,7 @@ def add(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
     dtype: Annotated[Dtype, typer.Option(help="The server's --dtype.")] = Dtype.AUTO,
     special_tokens: Annotated[
         bool,
@@ -79,9 +80,9 @@ def add(
 ) -> None:
     """Compute documents alone, one a file, and store their KV, so that a server reuses it from the first request on.
 
-    Runs vLLM with the server's head classes. What is stored already is not computed again: a command that was
-    interrupted goes on when it is given again. Files that are unreadable, no UTF-8 text, too short or longer than the
-    model's context are named and skipped, and the exit status is 1.
+    Runs vLLM with the server's head classes and row skipping. What is stored already is not computed again: a command
+    that was interrupted goes on when it is given again. Files that are unreadable, no UTF-8 text, too short or longer
+    than the model's context are named and skipped, and the exit status is 1.
 
     Examples:
 
@@ -95,6 +96,7 @@ def add(
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
+        rows=rows,
         min_reuse=min_reuse,
     )
     target = target_of_model(model, config)
@@ -105,7 +107,7 @@ def add(
         warn(warning)
     found = _read(files, target, special_tokens, min_reuse)
     documents = [one for one in found if isinstance(one, Document)]
-    rows = {id(one): _skipped(one) for one in found if isinstance(one, Skipped)}
+    lines = {id(one): _skipped(one) for one in found if isinstance(one, Skipped)}
     facts: Row = {"scope": None, "dtype": None}
     if documents:
         _check_writable(directory)
@@ -114,8 +116,8 @@ def add(
             target.model, config, longest, dtype.value, directory.expanduser().absolute(), max_bytes
         )
         facts, replies = _store(documents, arguments)
-        rows |= {id(one): _stored(one, reply) for one, reply in zip(documents, replies, strict=True)}
-    in_order = [rows[id(one)] for one in found]
+        lines |= {id(one): _stored(one, reply) for one, reply in zip(documents, replies, strict=True)}
+    in_order = [lines[id(one)] for one in found]
     _show(in_order, {"store": str(directory), "model": str(model), **facts}, target, json)
     if any(row["problem"] for row in in_order):
         raise typer.Exit(PROBLEM)

@@ -44,6 +44,7 @@ def verify_reuse(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
     boundary: Annotated[
         int | None,
         typer.Option(
@@ -145,6 +146,7 @@ def verify_reuse(
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
+        rows=rows,
         boundary=boundary,
     )
     check_variables(config)
