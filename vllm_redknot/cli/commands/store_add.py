@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import PROBLEM, console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.diagnosis.machine import INSTALL
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.store_engine import adding_arguments
@@ -105,6 +106,8 @@ def add(
         raise CliError(f"{model}: REDKNOT does not serve {', '.join(target.model.refused)}")
     for warning in target.warnings:
         warn(warning)
+    # One that the model cannot have is told before anything is started.
+    row_schedule(target, config)
     found = _read(files, target, special_tokens, min_reuse)
     documents = [one for one in found if isinstance(one, Document)]
     lines = {id(one): _skipped(one) for one in found if isinstance(one, Skipped)}
