@@ -40,8 +40,8 @@ def write(folder: Path, heads: Sequence[Sequence[Limits]]) -> str:
     return str(path)
 
 
-def with_rows(path: str, rows: dict[str, Any]) -> str:
-    """The path of a file that states the heads of another and this schedule of rows."""
-    changed = Path(path).with_name("heads-and-rows.json")
+def with_rows(path: Path | str, rows: dict[str, Any], folder: Path) -> str:
+    """The path of a file in `folder` that states the heads of another and this schedule of rows."""
+    changed = folder / "heads-and-rows.json"
     native.write(replace(load_profile(Path(path)), sections={"rows": rows}), changed)
     return str(changed)

@@ -25,7 +25,7 @@ ROWS = {"ffn_from": 1, "attention_from": 2, "sink": 3, "recent": 40}
 def test_files_added_ahead_are_reused_as_if_they_had_been_served(
     skips_rows: bool, world: World, tmp_path: Path
 ) -> None:
-    heads = with_rows(world.heads, ROWS) if skips_rows else world.heads
+    heads = with_rows(world.heads, ROWS, tmp_path) if skips_rows else world.heads
     made = Tokenizer(WordLevel({f"w{number}": number for number in range(512)}, unk_token="w0"))
     made.pre_tokenizer = Whitespace()
     made.save(str(world.folder / "tokenizer.json"))

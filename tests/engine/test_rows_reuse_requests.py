@@ -56,7 +56,7 @@ def test_a_store_serves_one_schedule_whether_the_file_or_the_setting_states_it(
 ) -> None:
     document, question = world.tokens(200), world.tokens(50)
     prompt, spans = [*question, *document, *question], {"spans": [[50, 250]]}
-    stating = with_rows(world.heads, ROWS)
+    stating = with_rows(world.heads, ROWS, tmp_path)
     servers = {
         "off": (world.heads, "off"),
         "setting": (world.heads, ROWS),
@@ -69,7 +69,7 @@ def test_a_store_serves_one_schedule_whether_the_file_or_the_setting_states_it(
     answers: dict[str, Completion] = {}
     for name, (heads, rows) in servers.items():
         settings = {"min_reuse": 31} if rows is None else {"min_reuse": 31, "rows": rows}
-        with reusing(world.folder, tmp_path, heads, settings, **LIMITS) as server:
+        with reusing(world.folder, tmp_path / "store", heads, settings, **LIMITS) as server:
             scopes[name] = scope(server).name
             answer = ask(server, prompt, spans)
             answers[name], reused[name] = answer.completion, answer.reused
