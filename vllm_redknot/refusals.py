@@ -10,7 +10,7 @@ import torch
 from vllm_redknot.kernels.layout import HEAD_SIZES
 from vllm_redknot.plugin import vllm_version
 from vllm_redknot.reuse.setup import SCHEDULERS, is_ours
-from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.schedule import Mass, RowSchedule
 from vllm_redknot.settings import BACKEND_NAME, settings_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,11 +61,12 @@ def refusals_of_local_heads(vllm_config: Any) -> list[Refusal]:
     return found
 
 
-def refusals_of_reuse(vllm_config: Any, skips_rows: bool) -> list[Refusal]:
-    """What else is not served with KV reuse."""
+def refusals_of_reuse(vllm_config: Any, rows: RowSchedule | None) -> list[Refusal]:
+    """What else is not served with KV reuse. `rows`: what prompt tokens skip, if they do."""
     found = list(_of_reuse(vllm_config))
-    if skips_rows:
-        found.append(Refusal("KV reuse with row skipping", 'give {"redknot": {"rows": "off"}}'))
+    if rows is not None and isinstance(rows.sparse_ffn, Mass):
+        # A document's KV would follow from the chunks it came in, which no fingerprint tells.
+        found.append(Refusal('KV reuse with the sparse_ffn rule "mass"', 'give {"redknot": {"rows": "off"}}'))
     return found
 
 
@@ -118,7 +119,8 @@ def _of_rows(vllm_config: Any, schedule: RowSchedule) -> Iterator[tuple[str, str
         yield "CUDA graphs", "give --enforce-eager"
     if vllm_config.lora_config is not None:
         yield "LoRA", "remove --enable-lora"
-    if vllm_config.kv_transfer_config is not None:
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and not is_ours(transfer):
         yield "a KV connector", "remove --kv-transfer-config"
     if model.is_moe and parallel.data_parallel_size > 1:
         yield "data parallelism of experts", "remove --data-parallel-size"

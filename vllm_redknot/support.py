@@ -64,8 +64,8 @@ def check_engine_config(vllm_config: Any) -> None:
     _state_rows(vllm_config, rows)
     reuse = settings_of(vllm_config).reuse
     if reuse != "off":
-        _refuse(refusals_of_reuse(vllm_config, skips_rows=rows is not None))
-        configure(vllm_config, verified_boundary(vllm_config, profile) if reuse == "on" else 0)
+        _refuse(refusals_of_reuse(vllm_config, rows))
+        configure(vllm_config, verified_boundary(vllm_config, profile, rows) if reuse == "on" else 0)
 
 
 def _state_rows(vllm_config: Any, rows: RowSchedule | None) -> None:

@@ -100,6 +100,13 @@ def test_the_engine_is_asked_for_what_a_server_would_compute(
     }
 
 
+def test_rows_are_skipped_as_the_option_says(adding: Callable[..., Any], text: WriteText) -> None:
+    document = json.loads(adding(text("a.txt", words(1)), "--rows", '{"ffn_from": 1}', "--json").stdout)
+    assert document["settings"]["additional_config"]["redknot"]["rows"] == {"ffn_from": 1}
+    document = json.loads(adding(text("b.txt", words(2)), "--rows", "off", "--json").stdout)
+    assert document["settings"]["additional_config"]["redknot"]["rows"] == "off"
+
+
 def test_files_that_cannot_be_used_are_named_and_the_others_stored(
     adding: Callable[..., Any], text: WriteText, tmp_path: Path
 ) -> None:

@@ -82,13 +82,25 @@ def test_the_document_has_the_documented_shape(verify: Run) -> None:
             assert cell["dense"] is None
             assert cell["reuse"]["value"] == 0.0
     told = document["engine"]["settings"]["redknot"]
-    assert (told["reuse"], told["boundary"], told["rows"], told["store_disk_gib"]) == (
-        "force",
-        16,
-        "off",
-        0.0,
-    )
+    assert (told["reuse"], told["boundary"], told["store_disk_gib"]) == ("force", 16, 0.0)
+    assert "rows" not in told
+    assert document["row_schedule"] is None
     assert not Path(told["store"]).exists()
+
+
+def test_a_run_skips_rows_as_the_option_says_and_says_so(verify: Run) -> None:
+    stated = {"ffn_from": 20, "attention_from": 24}
+    document = json.loads(verify("--json", "--rows", json.dumps(stated)).stdout)
+    assert document["engine"]["settings"]["redknot"]["rows"] == stated
+    whole = {**stated, "sink": 4, "recent": 128}
+    assert document["row_schedule"] == whole
+    assert f"Both answers skip rows: {json.dumps(whole)}." in " ".join(
+        verify("--rows", json.dumps(stated), width=300).stdout.split()
+    )
+    # Answers of one schedule are not taken for those of another.
+    other = verify("--rows", "off")
+    assert other.exit_code == 1
+    assert "belongs to another run" in other.stderr
 
 
 def test_a_model_that_loses_the_documents_gets_no_receipt_and_is_told_what_failed(
@@ -196,6 +208,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         (("--kv-bytes", "1M"), 1, "--kv-cache-memory-bytes is 1 MiB"),
         (("--needle-recall", "1.5"), 2, "--needle-recall"),
         (("--heads", "none.json"), 1, "none.json"),
+        (("--rows", '{"ffn_from": 99}'), 1, "rows.ffn_from is 99: the model's layers are 0 to 29"),
     ],
 )
 def test_what_cannot_work_is_said_before_any_engine_starts(

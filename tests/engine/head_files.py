@@ -1,9 +1,14 @@
-"""Head-class files for engine tests, in a published format (V1)."""
+"""Head-class files for engine tests, in a published format (V1), or with a schedule of rows in the native one."""
 
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from vllm_redknot.heads import native
+from vllm_redknot.heads.formats import load_profile
 
 Limits = tuple[int, int] | None
 """(window, sink) of a local head, None for a global one."""
@@ -33,3 +38,10 @@ def write(folder: Path, heads: Sequence[Sequence[Limits]]) -> str:
     }
     path.write_text(json.dumps(document))
     return str(path)
+
+
+def with_rows(path: Path | str, rows: dict[str, Any], folder: Path) -> str:
+    """The path of a file in `folder` that states the heads of another and this schedule of rows."""
+    changed = folder / "heads-and-rows.json"
+    native.write(replace(load_profile(Path(path)), sections={"rows": rows}), changed)
+    return str(changed)

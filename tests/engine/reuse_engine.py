@@ -63,19 +63,19 @@ def params(control: Any, max_tokens: int = 8, **sampling: Any) -> SamplingParams
     )
 
 
-def ask_all(server: Engine, questions: Sequence[Question], max_tokens: int = 8) -> list[Answer]:
-    """Answers to questions handed to the engine at once."""
+def ask_all(server: Engine, questions: Sequence[Question], max_tokens: int = 8, **extra: Any) -> list[Answer]:
+    """Answers to questions handed to the engine at once, with these further extra arguments."""
     outputs = server.llm.generate(
         [{"prompt_token_ids": list(question.prompt)} for question in questions],
-        [params(question.control, max_tokens) for question in questions],
+        [params(q.control, max_tokens, extra_args={"redknot_reuse": q.control, **extra}) for q in questions],
         use_tqdm=False,
     )
     return [Answer(_completion(output), output.kv_transfer_params["redknot_reuse"]) for output in outputs]
 
 
-def ask(server: Engine, prompt: Sequence[int], control: Any, max_tokens: int = 8) -> Answer:
+def ask(server: Engine, prompt: Sequence[int], control: Any, max_tokens: int = 8, **extra: Any) -> Answer:
     """The answer to one question."""
-    return ask_all(server, [Question(list(prompt), control)], max_tokens)[0]
+    return ask_all(server, [Question(list(prompt), control)], max_tokens, **extra)[0]
 
 
 def store_alone(server: Engine, *documents: Sequence[int]) -> None:

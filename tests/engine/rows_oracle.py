@@ -15,18 +15,26 @@ if TYPE_CHECKING:
     from tests.engine.harness import Completion
 
 
-class SkippingModel(MaskedModel):
-    """`MaskedModel` whose tokens skip rows as a schedule's JSON object says. One prompt at a time."""
+class SkippedRows:
+    """Makes the layers of a transformers model add zeros for tokens that skip, as a schedule's JSON object says."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        super().__init__(folder, dtype)
+    def __init__(self, model: Any) -> None:
+        self.skipped_ffn_rows = 0
         self._skips = torch.empty(0, dtype=torch.bool)  # [T], tokens that are neither sinks nor recent
         self._rows: dict[str, Any] = {}
         self._residual = self._added = torch.empty(0)
-        for index, layer in enumerate(self.model.model.layers):
+        for index, layer in enumerate(model.model.layers):
             layer.register_forward_pre_hook(self._note_residual)
             layer.self_attn.register_forward_hook(self._attention_hook(index))
             layer.mlp.register_forward_hook(self._ffn_hook(index))
+
+    def expect(self, num_tokens: int, prompt_tokens: int, rows: dict[str, Any]) -> None:
+        """The next forward pass is of so many tokens, the first `prompt_tokens` of which are a prompt."""
+        position = torch.arange(num_tokens)
+        self._rows = rows
+        recent = prompt_tokens - rows.get("recent", 128)
+        self._skips = (position >= rows.get("sink", 4)) & (position < recent)
+        self.skipped_ffn_rows = 0
 
     def _note_residual(self, module: Any, arguments: tuple[Any, ...]) -> None:
         del module
@@ -60,6 +68,19 @@ class SkippingModel(MaskedModel):
 
         return hook
 
+
+class SkippingModel(MaskedModel):
+    """`MaskedModel` whose tokens skip rows as a schedule's JSON object says. One prompt at a time."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        super().__init__(folder, dtype)
+        self._skipped = SkippedRows(self.model)
+
+    @property
+    def skipped_ffn_rows(self) -> int:
+        """Of the last prompt, over all layers."""
+        return self._skipped.skipped_ffn_rows
+
     @torch.inference_mode()
     def logprobs(
         self, prompt: Sequence[int], answer: Sequence[int], heads: State, rows: dict[str, Any]
@@ -68,10 +89,7 @@ class SkippingModel(MaskedModel):
         for layer, limits in zip(self.model.model.layers, heads, strict=True):
             layer.self_attn.redknot_heads = limits
         tokens = [*prompt, *answer][:-1]
-        position = torch.arange(len(tokens))
-        self._rows = rows
-        self._skips = (position >= rows.get("sink", 4)) & (position < len(prompt) - rows.get("recent", 128))
-        self.skipped_ffn_rows = 0
+        self._skipped.expect(len(tokens), len(prompt), rows)
         logits = self.model(torch.tensor([tokens]), use_cache=False).logits[0, len(prompt) - 1 :].float()
         result: torch.Tensor = logits.log_softmax(-1)
         return result

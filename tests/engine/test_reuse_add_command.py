@@ -11,13 +11,21 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from tests.engine.harness import assert_same
+from tests.engine.head_files import with_rows
 from tests.engine.reuse_engine import Answer, ask, marks, reusing, store_alone, worker
 from tests.engine.reuse_world import LIMITS, World
 
 pytestmark = pytest.mark.slow
 
 
-def test_files_added_ahead_are_reused_as_if_they_had_been_served(world: World, tmp_path: Path) -> None:
+ROWS = {"ffn_from": 1, "attention_from": 2, "sink": 3, "recent": 40}
+
+
+@pytest.mark.parametrize("skips_rows", [False, True])
+def test_files_added_ahead_are_reused_as_if_they_had_been_served(
+    skips_rows: bool, world: World, tmp_path: Path
+) -> None:
+    heads = with_rows(world.heads, ROWS, tmp_path) if skips_rows else world.heads
     made = Tokenizer(WordLevel({f"w{number}": number for number in range(512)}, unk_token="w0"))
     made.pre_tokenizer = Whitespace()
     made.save(str(world.folder / "tokenizer.json"))
@@ -31,7 +39,7 @@ def test_files_added_ahead_are_reused_as_if_they_had_been_served(world: World, t
     added = tmp_path / "added"
     command = [
         *(sys.executable, "-m", "vllm_redknot.cli", "store", "add", *map(str, files), "--json"),
-        *("--model", str(world.folder), "--store", str(added), "--heads", world.heads, "--dtype", "float32"),
+        *("--model", str(world.folder), "--store", str(added), "--heads", heads, "--dtype", "float32"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -45,7 +53,7 @@ def test_files_added_ahead_are_reused_as_if_they_had_been_served(world: World, t
     assert {row["bytes"] for row in document["files"]} == sizes
 
     def answer(store: Path, ahead: bool) -> Answer:
-        with reusing(world.folder, store, world.heads, **LIMITS) as server:
+        with reusing(world.folder, store, heads, **LIMITS) as server:
             assert worker().store.scope.name == document["scope"]
             if not ahead:
                 store_alone(server, first, second)

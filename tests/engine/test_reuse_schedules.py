@@ -1,4 +1,7 @@
-"""Reuse with batches, chunks, several samples, preemption and aborts: the same answers, and no page lost."""
+"""Reuse with batches, chunks, several samples, preemption and aborts: the same answers, and no page lost.
+
+All of it without row skipping and with it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,15 @@ from tests.engine.reuse_engine import (
 from tests.engine.reuse_world import LIMITS, World
 
 pytestmark = pytest.mark.slow
+
+ROWS = {"ffn_from": 1, "attention_from": 2, "sink": 3, "recent": 30}
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["every row", "late rows"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Of all engines that are compared. Questions are shorter than `recent`: some documents' ends are among those."""
+    return {"min_reuse": 31, "rows": ROWS if request.param == "late rows" else "off"}
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +60,11 @@ def expected(
     world: World,
     documents: list[list[int]],
     questions: list[Question],
+    settings: Settings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Any]:
     """One request at a time, one chunk."""
-    with reusing(
-        world.folder, tmp_path_factory.mktemp("store"), world.heads, {"min_reuse": 31}, **LIMITS
-    ) as server:
+    with reusing(world.folder, tmp_path_factory.mktemp("store"), world.heads, settings, **LIMITS) as server:
         store_alone(server, *documents)
         answers = [ask(server, *question, max_tokens=24) for question in questions]
         assert all(answer.reused > 0 for answer in answers)
@@ -65,6 +76,7 @@ def expected(
 def test_any_chunk_size_and_batching_give_the_same(
     chunk: int,
     prefix_caching: bool,
+    settings: Settings,
     world: World,
     documents: list[list[int]],
     questions: list[Question],
@@ -75,7 +87,7 @@ def test_any_chunk_size_and_batching_give_the_same(
         world.folder,
         tmp_path,
         world.heads,
-        {"min_reuse": 31},
+        settings,
         **LIMITS,
         max_num_batched_tokens=chunk,
         enable_prefix_caching=prefix_caching,
@@ -88,10 +100,15 @@ def test_any_chunk_size_and_batching_give_the_same(
 
 
 def test_several_samples_of_one_prompt_all_reuse(
-    world: World, documents: list[list[int]], questions: list[Question], expected: list[Any], tmp_path: Path
+    world: World,
+    documents: list[list[int]],
+    questions: list[Question],
+    settings: Settings,
+    expected: list[Any],
+    tmp_path: Path,
 ) -> None:
     prompt, control = questions[1]
-    with reusing(world.folder, tmp_path, world.heads, {"min_reuse": 31}, **LIMITS) as server:
+    with reusing(world.folder, tmp_path, world.heads, settings, **LIMITS) as server:
         store_alone(server, *documents)
         # One candidate: greedy, and still several samples.
         many = server.llm.generate(
@@ -104,10 +121,15 @@ def test_several_samples_of_one_prompt_all_reuse(
 
 
 def test_preempted_requests_take_their_documents_again(
-    world: World, documents: list[list[int]], questions: list[Question], expected: list[Any], tmp_path: Path
+    world: World,
+    documents: list[list[int]],
+    questions: list[Question],
+    settings: Settings,
+    expected: list[Any],
+    tmp_path: Path,
 ) -> None:
     limits = {**LIMITS, "kv_cache_memory_bytes": 2_500_000, "max_num_batched_tokens": 96}
-    with reusing(world.folder, tmp_path, world.heads, {"min_reuse": 31}, **limits) as server:
+    with reusing(world.folder, tmp_path, world.heads, settings, **limits) as server:
         store_alone(server, *documents)
         roomy = [ask(server, *question, max_tokens=200) for question in questions]
         server.llm.reset_prefix_cache()
@@ -141,14 +163,18 @@ def test_requests_aborted_at_any_step_leave_nothing_behind(
 
 @pytest.fixture(scope="module")
 def abort_server(
-    world: World, documents: list[list[int]], expected: list[Any], tmp_path_factory: pytest.TempPathFactory
+    world: World,
+    documents: list[list[int]],
+    settings: Settings,
+    expected: list[Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Any:
     del expected  # its engine has ended: one lives at a time
     with reusing(
         world.folder,
         tmp_path_factory.mktemp("store"),
         world.heads,
-        {"min_reuse": 31},
+        settings,
         **LIMITS,
         max_num_batched_tokens=64,
     ) as server:

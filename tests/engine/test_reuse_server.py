@@ -1,4 +1,4 @@
-"""The real OpenAI server with reuse, worker and scheduler in processes of their own."""
+"""The real OpenAI server with reuse that a receipt allows and with row skipping; its engine is another process."""
 
 import json
 import signal
@@ -9,14 +9,22 @@ from typing import Any
 
 import httpx
 import pytest
+from vllm.engine.arg_utils import EngineArgs
 
 from benchmarks.reuse_client import metrics
 from benchmarks.reuse_trace_runs import PREFIX
 from benchmarks.server import Server, serving
 from tests.engine.conftest import Cut
+from tests.reuse.test_receipt import DOCUMENT
+from vllm_redknot.benchmarking import client
+from vllm_redknot.reuse.identity import fingerprint_of
+from vllm_redknot.reuse.receipt import Receipt, write_receipt
 from vllm_redknot.reuse.scope import FILE_NAME
+from vllm_redknot.support import resolve_model_heads, resolve_model_rows
 
 pytestmark = pytest.mark.slow
+
+ROWS = {"ffn_from": 20, "attention_from": 24, "sink": 4, "recent": 128}
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +33,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(model_path: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"redknot": {"reuse": "force", "store": str(store)}}
+def settings(model_path: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of a server whose model has a receipt, for a boundary of 16."""
+    common = {"store": str(store), "rows": ROWS}
+    config = EngineArgs(
+        model=str(model_path),
+        dtype="float32",
+        enforce_eager=True,
+        attention_backend="REDKNOT",
+        additional_config={"redknot": {**common, "reuse": "force"}},
+    ).create_engine_config()
+    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile, resolve_model_rows(config))
+    path = tmp_path_factory.mktemp("receipt") / "receipt.json"
+    write_receipt(path, Receipt.model_validate({**DOCUMENT, "fingerprint": fingerprint.to_json()}))
+    return {**common, "reuse": "on", "receipt": str(path)}
+
+
+@pytest.fixture(scope="module")
+def server(
+    model_path: Path, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     flags = [
         *(
             "--attention-backend",
@@ -38,18 +64,25 @@ def server(model_path: Path, store: Path, tmp_path_factory: pytest.TempPathFacto
             "2048",
         ),
         *("--max-num-batched-tokens", "512", "--block-size", "32", "--kv-cache-memory-bytes", str(2**28)),
-        *("--additional-config", json.dumps(settings), "--enable-prompt-tokens-details"),
+        *("--additional-config", json.dumps({"redknot": settings}), "--enable-prompt-tokens-details"),
     ]
     with serving(model_path, flags, tmp_path_factory.mktemp("server") / "log", timeout=600) as running:
         yield running
 
 
 def complete(
-    server: Server, model: Path, prompt: list[int], wish: Any, max_tokens: int = 8
+    server: Server, model: Path, prompt: list[int], wish: Any, max_tokens: int = 8, **xargs: Any
 ) -> dict[str, Any]:
-    body = {"model": str(model), "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
+    body: dict[str, Any] = {
+        "model": str(model),
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0.0,
+    }
     if wish is not None:
-        body["vllm_xargs"] = {"redknot_reuse": wish if isinstance(wish, str) else json.dumps(wish)}
+        xargs["redknot_reuse"] = wish if isinstance(wish, str) else json.dumps(wish)
+    if xargs:
+        body["vllm_xargs"] = xargs
     answer = httpx.post(f"{server.base_url}/completions", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     document: dict[str, Any] = answer.json()
@@ -103,6 +136,37 @@ def test_metrics_say_what_was_reused_and_what_is_held(server: Server, model_path
         complete(server, model_path, cut(21_000, 3), "off", max_tokens=1)
     assert grown("written_bytes_total") > grown('store_bytes{tier="disk"}') > 2**20
     assert metrics(server)[PREFIX + "segments"] == before[PREFIX + "segments"] + 1
+
+
+def test_a_request_gets_the_receipts_boundary_and_none_of_the_store_with_rows_off(
+    server: Server, model_path: Path, cut: Cut
+) -> None:
+    document, question = cut(0, 300), cut(16_000, 150)
+    prompt, spans = [*question, *document, *question], [[150, 450]]
+    before = client.row_counts(server)
+    less = complete(server, model_path, prompt, {"spans": spans, "boundary": 4})
+    told = less["kv_transfer_params"]["redknot_reuse"]
+    assert told["segment_tokens"] == 300 - 16
+    assert told["problem"] == "boundary 4 is less than 16, which the server's receipt is for: 16 was used"
+    # Of 600 tokens 284 are loaded; 4 sinks and 128 recent ones of the others skip nothing.
+    grown = {
+        kind: (rows.computed - before[kind].computed, rows.skipped - before[kind].skipped)
+        for kind, rows in client.row_counts(server).items()
+    }
+    computed, skipped = 30 * 316, 316 - 132
+    assert grown == {
+        "attention": (computed - 6 * skipped, 6 * skipped),
+        "ffn": (computed - 10 * skipped, 10 * skipped),
+    }
+    off = complete(server, model_path, prompt, {"spans": spans}, redknot_rows="off")
+    told = off["kv_transfer_params"]["redknot_reuse"]
+    assert (told["segment_tokens"], told["prefix_tokens"]) == (0, 0)
+    assert 'redknot_rows is "off" in this request' in told["problem"]
+    assert all(
+        (rows.computed, rows.skipped)
+        == (grown[kind][0] + before[kind].computed, grown[kind][1] + before[kind].skipped)
+        for kind, rows in client.row_counts(server).items()
+    )
 
 
 def test_a_wish_that_makes_no_sense_is_answered_and_explained(

@@ -10,8 +10,10 @@ import pytest
 
 from tests.engine.conftest import Cut
 from tests.engine.harness import engine
-from tests.engine.head_files import write
+from tests.engine.head_files import with_rows, write
 from tests.engine.reuse_engine import ask, store_alone
+from vllm_redknot.heads.resolve import bundled_paths
+from vllm_redknot.rows.schedule import RowSchedule
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -82,5 +84,35 @@ def test_a_server_with_other_heads_or_another_type_is_refused(
     with (
         pytest.raises(Exception, match="dtype is 'bfloat16' here and 'float32' there"),
         engine(model_path, settings(verified, tmp_path), dtype="bfloat16"),
+    ):
+        pass
+
+
+def test_a_head_file_with_a_schedule_of_rows_has_a_receipt_of_its_own(
+    model_path: Path, tmp_path: Path, cut: Cut
+) -> None:
+    rows = {"ffn_from": 20, "attention_from": 24, "recent": 64}
+    (bundled,) = (path for path in bundled_paths() if "smollm2" in path.name)
+    heads = with_rows(bundled, rows, tmp_path)
+    command = [
+        *(sys.executable, "-m", "vllm_redknot.cli", "verify-reuse", str(model_path), "--heads", heads),
+        *("--quick", "--json", "--documents", "2", "--document-tokens", "110", "--texts", "3"),
+        *("--length", "450", "--dtype", "float32", "--run", str(tmp_path / "run"), "--output", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1700)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    schedule = RowSchedule.parse(rows)
+    assert document["row_schedule"] == schedule.to_section()
+    assert document["fingerprint"]["rows"] == schedule.digest()
+    assert document["reused_share"] > 0.5
+    given = {"heads": heads, **settings(document, tmp_path / "store")}
+    first, question = cut(0, 300), cut(5_000, 100)
+    with engine(model_path, given, dtype="float32") as server:
+        store_alone(server, first)
+        assert ask(server, [*question, *first, *question], {"spans": [[100, 400]]}).reused == 300 - 16
+    with (
+        pytest.raises(Exception, match=r"is of something else: rows is '' here and '\w+' there"),
+        engine(model_path, {**given, "rows": "off"}, dtype="float32"),
     ):
         pass

@@ -1,8 +1,9 @@
 """vLLM's scheduler with spans, and a worker that computes nothing: it marks pages and checks what queries would read.
 
-Every token slot holds a mark that says what KV it is: computed with an exact history, computed by a certain request, or
-a token of a segment. Steps are executed in order; with `ahead` > 1 their results reach the scheduler later, as with
-asynchronous scheduling. The worker knows of blocks only what vLLM tells workers.
+Every token slot holds a mark that says what KV it is: computed with an exact history (and how many tokens of that
+skipped rows), computed by a certain request, or a token of a segment. Steps are executed in order; with `ahead` > 1
+their results reach the scheduler later, as with asynchronous scheduling. The worker knows of blocks only what vLLM
+tells workers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from vllm_redknot.kvcache.spec import SinkWindowSpec
 from vllm_redknot.reuse.messages import Found, Load, ReuseReport
 from vllm_redknot.reuse.plan import CleanSpan
 from vllm_redknot.reuse.span_scheduler import AsyncSpanScheduler, SpanScheduler
+from vllm_redknot.rows.block_hashes import RowBlockHasher
+from vllm_redknot.rows.requests import OFF_KEY, skips_rows
+from vllm_redknot.rows.schedule import RowSchedule
 
 Mark = tuple[Any, ...]
 Limits = tuple[int, int] | None
@@ -43,6 +47,9 @@ class Simulation:
         chunk: most tokens of a step.
         ahead: steps that are scheduled before the first one's result is known.
         spans: what a lookup of a prompt finds.
+        prefix_caching: whether pages are found by their hashes.
+        rows: what prompt tokens skip; None: nothing.
+        marks_blocks: whether hashes tell what skipped, as they must.
     """
 
     def __init__(
@@ -55,12 +62,16 @@ class Simulation:
         ahead: int,
         spans: Callable[[list[int]], tuple[CleanSpan, ...]],
         prefix_caching: bool = True,
+        rows: RowSchedule | None = None,
+        marks_blocks: bool = True,
     ) -> None:
+        stated = "off" if rows is None else rows.to_section()
+        reuse = {"heads": "all-global", "reuse": "force", "store": str(folder)}
         config = EngineArgs(
             model=str(folder),
             skip_tokenizer_init=True,
             attention_backend="REDKNOT",
-            additional_config={"redknot": {"heads": "all-global", "reuse": "force", "store": str(folder)}},
+            additional_config={"redknot": {**reuse, "rows": stated}},
             max_model_len=1024,
             max_num_batched_tokens=chunk,
             max_num_seqs=8,
@@ -72,7 +83,9 @@ class Simulation:
         config.cache_config.num_gpu_blocks = blocks
         groups = [KVCacheGroupSpec([f"layer.{i}"], _spec(limits, page)) for i, limits in enumerate(heads)]
         init_none_hash(sha256)
-        self._hasher = get_request_block_hasher(page, sha256)
+        self._hasher: Any = get_request_block_hasher(page, sha256)
+        if rows is not None and marks_blocks:
+            self._hasher = RowBlockHasher(self._hasher, rows, page)
         kind = AsyncSpanScheduler if ahead > 1 else SpanScheduler
         self.scheduler = kind(
             vllm_config=config,
@@ -81,10 +94,11 @@ class Simulation:
             block_size=page,
             hash_block_size=page,
         )
-        self._heads, self._page, self._ahead, self._spans = heads, page, ahead, spans
+        self._heads, self._page, self._ahead, self._spans, self._rows = heads, page, ahead, spans, rows
         self._pages: list[dict[int, list[Mark | None]]] = [{} for _ in heads]
         self._tables: dict[str, list[list[int]]] = {}
         self._tokens: dict[str, list[int]] = {}
+        self._skippable: dict[str, tuple[int, int]] = {}
         self._reused: dict[str, dict[int, Mark]] = {}  # of the current run of a request
         self._runs: dict[str, int] = {}
         self._tickets: dict[int, tuple[CleanSpan, ...]] = {}
@@ -93,9 +107,16 @@ class Simulation:
         self.steps = 0
         self.break_loads = False
 
-    def add(self, request_id: str, prompt: list[int], max_tokens: int = 4) -> Request:
+    def add(self, request_id: str, prompt: list[int], max_tokens: int = 4, rows_off: bool = False) -> Request:
         """A new request."""
-        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args={OFF_KEY: "off"} if rows_off else None,
+        )
+        if self._rows is not None and skips_rows(sampling):
+            self._skippable[request_id] = self._rows.skippable(len(prompt))
         request = Request(request_id, list(prompt), sampling, None, block_hasher=self._hasher)
         self._tokens[request_id] = list(prompt)
         self.scheduler.add_request(request)
@@ -220,7 +241,9 @@ class Simulation:
             return reused[position]
         if reused and position > min(reused):
             return ("own", request_id, self._runs[request_id], position)
-        return ("exact", hash(tuple(self._tokens[request_id][: position + 1])))
+        start, stop = self._skippable.get(request_id, (0, 0))
+        skipped = max(0, min(position + 1, stop) - start)
+        return ("exact", hash(tuple(self._tokens[request_id][: position + 1])), skipped)
 
     def _write(self, group: int, table: list[int], position: int, mark: Mark) -> None:
         block = table[position // self._page]

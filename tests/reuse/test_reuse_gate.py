@@ -13,7 +13,7 @@ from tests.engine.small_models import SHAPES, save
 from tests.reuse.test_receipt import DOCUMENT
 from vllm_redknot.reuse.identity import fingerprint_of
 from vllm_redknot.reuse.receipt import FILE_NAME, Receipt, cached_path, write_receipt
-from vllm_redknot.support import resolve_model_heads
+from vllm_redknot.support import resolve_model_heads, resolve_model_rows
 
 Configured = Callable[..., Any]
 
@@ -51,7 +51,7 @@ def configured(folder: Path, tmp_path: Path) -> Configured:
 def receipt(configured: Configured, tmp_path: Path) -> Path:
     """The receipt of the model with all heads global, boundary 16."""
     config = configured({"reuse": "force"})
-    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile)
+    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile, None)
     path = tmp_path / "receipt.json"
     write_receipt(path, Receipt.model_validate({**DOCUMENT, "fingerprint": fingerprint.to_json()}))
     return path
@@ -88,11 +88,25 @@ def test_a_receipt_in_the_cache_is_found_by_the_models_fingerprint(
     configured: Configured, receipt: Path, tmp_path: Path
 ) -> None:
     config = configured({"reuse": "force"})
-    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile)
+    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile, None)
     cached = cached_path(tmp_path / "cache", fingerprint)
     cached.parent.mkdir(parents=True)
     receipt.rename(cached)
     assert configured({"reuse": "on"}).kv_transfer_config is not None
+
+
+def test_a_receipt_for_a_schedule_of_rows_is_for_this_one_alone(
+    configured: Configured, receipt: Path
+) -> None:
+    skipping = {"rows": {"ffn_from": 1}}
+    config = configured({"reuse": "force", **skipping}, enforce_eager=True)
+    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile, resolve_model_rows(config))
+    write_receipt(receipt, Receipt.model_validate({**DOCUMENT, "fingerprint": fingerprint.to_json()}))
+    given = {"reuse": "on", "receipt": str(receipt)}
+    assert configured({**given, **skipping}, enforce_eager=True).kv_transfer_config is not None
+    for rows, here in (("off", "''"), ({"ffn_from": 2}, r"'\w{16}'")):
+        with pytest.raises(Exception, match=rf"else: rows is {here} here and '\w{{16}}' there"):
+            configured({**given, "rows": rows}, enforce_eager=True)
 
 
 def test_a_receipt_beside_the_model_is_found(configured: Configured, receipt: Path, folder: Path) -> None:
@@ -122,6 +136,7 @@ def test_on_without_a_receipt_names_the_places_and_both_remedies(
         ({"heads": "local"}, {}, r"receipt.json is of something else: heads is '\w+' here and '\w+' there"),
         ({}, {"dtype": "float32"}, "is of something else: dtype is 'float32' here and 'bfloat16' there"),
         ({}, {"hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}}, "rope is "),
+        ({"rows": {"ffn_from": 1}}, {"enforce_eager": True}, r"else: rows is '\w{16}' here and '' there"),
         ({"boundary": 8}, {}, r'boundary is 8 here and 16 there \(give {"boundary": 16}\)'),
         ({"capture": "marked"}, {}, r'KV reuse "on" with documents captured behind others: give'),
     ],

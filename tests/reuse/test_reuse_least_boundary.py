@@ -1,4 +1,4 @@
-"""A request cannot recompute less than the server's receipt is for, and its response says so."""
+"""What a request asks for and does not get, its response says: a smaller boundary, or reuse where it is refused."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -45,3 +45,24 @@ def test_without_a_receipt_any_boundary_is_honoured() -> None:
     asked, details = lookup(Tracker(24, "first", 64), 0)
     assert asked.boundary == 0
     assert "problem" not in details
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"), [({"spans": [[0, 90]]}, "not here"), (None, "not here"), ("off", None)]
+)
+def test_a_refused_request_is_served_without_reuse_and_told_why_if_it_asked(
+    wish: Any, told: str | None
+) -> None:
+    tracker = Tracker(24, "first", 64)
+    request = SimpleNamespace(
+        request_id="a",
+        num_computed_tokens=0,
+        num_in_flight_tokens=0,
+        num_prompt_tokens=100,
+        prompt_token_ids=list(range(100)),
+        sampling_params=SimpleNamespace(extra_args={"redknot_reuse": wish}),
+    )
+    tracker.add(request, eligible=True, refused="not here")
+    assert tracker.ready("a")
+    assert tracker.metadata({}, lambda _: ()).lookups == []
+    assert tracker.finished("a").get("problem") == told

@@ -53,8 +53,14 @@ def test_short_and_overlapping_runs_are_left_out() -> None:
 def test_policies_by_their_setting() -> None:
     assert repair_policy(0) == NoRepair()
     assert repair_policy(16) == Boundary(16)
-    assert Boundary(16).recomputed(5, 10) == 10
-    assert Boundary(16).recomputed(0, 10) == 0
+    assert Boundary(16).recomputed(5, 0, 10) == 10
+    assert Boundary(16).recomputed(0, 0, 10) == 0
+
+
+def test_a_part_of_a_document_that_begins_a_prompt_loses_its_boundary() -> None:
+    runs = [Run("a", 200, 40, 0, 100)]
+    assert plan_spans(runs, GLOBAL, Boundary(16), 200) == (CleanSpan(16, 100, "a", 56),)
+    assert plan_spans(runs, GLOBAL, NoRepair(), 200) == (CleanSpan(0, 100, "a", 40),)
 
 
 def test_a_span_that_begins_later_keeps_its_place_in_the_segment() -> None:

@@ -77,3 +77,14 @@ def test_a_vllm_whose_scheduler_was_not_checked_is_refused(
     monkeypatch.setattr(refusals, "vllm_version", lambda: "0.33.0")
     with pytest.raises(Exception, match=r"KV reuse in vLLM 0\.33\.0: use vLLM 0\.32"):
         config_of(folder, {"reuse": "force", "store": str(tmp_path)})
+
+
+def test_row_skipping_is_served_but_for_the_rule_that_depends_on_chunks(folder: Path, tmp_path: Path) -> None:
+    settings = {"reuse": "force", "store": str(tmp_path)}
+    config = config_of(folder, {**settings, "rows": {"ffn_from": 1}}, enforce_eager=True)
+    assert config.kv_transfer_config.kv_connector_module_path == "vllm_redknot.reuse.connector"
+    mass = {"sparse_ffn": {"rule": "mass", "start": 1, "share": 0.2}}
+    with pytest.raises(
+        Exception, match=r"KV reuse with the sparse_ffn rule \"mass\": give .*\"rows\": \"off\""
+    ):
+        config_of(folder, {**settings, "rows": mass}, enforce_eager=True)

@@ -34,7 +34,10 @@ def config(**changes: Any) -> SimpleNamespace:
     [
         ({"use_v2_model_runner": True}, "row skipping with Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=0"),
         ({"lora_config": object()}, "row skipping with LoRA: remove --enable-lora"),
-        ({"kv_transfer_config": object()}, "row skipping with a KV connector: remove --kv-transfer-config"),
+        (
+            {"kv_transfer_config": SimpleNamespace(kv_connector_module_path=None)},
+            "row skipping with a KV connector: remove --kv-transfer-config",
+        ),
         (
             {"compilation_config": SimpleNamespace(mode=3, cudagraph_mode=SimpleNamespace(value=1))},
             "row skipping with CUDA graphs: give --enforce-eager",
@@ -54,6 +57,11 @@ def test_what_is_not_served_is_refused_with_a_remedy(changes: dict[str, Any], me
     assert str(refusal).startswith(message)
     assert str(refusal).endswith('or give {"redknot": {"rows": "off"}}')
     assert refusals_of_rows(config(), LATE) == []
+
+
+def test_the_connector_of_reuse_is_served() -> None:
+    own = SimpleNamespace(kv_connector_module_path="vllm_redknot.reuse.connector")
+    assert refusals_of_rows(config(kv_transfer_config=own), LATE) == []
 
 
 def test_compilation_is_refused_for_sparse_rows_only() -> None:

@@ -52,6 +52,8 @@ REVIEWED = {
         + _REFUSED,
         "KVConnectorBase_V1.restore_kv_caches new": "does nothing by default, after an engine slept"
         + _REFUSED,
+        "set_forward_context changed": "makes a batch descriptor of the number of tokens without CUDA graphs too;"
+        " called without one" + _REFUSED,
         "AttentionBackend.supports_kv_cache_update_bypass new": "False by default: forward gets K and V, as it needs",
         "AttentionImpl.set_interleaved_v_cache new": "called by a ROCm fusion pass only; the default does nothing",
         "SlidingWindowManager.cache_blocks changed": "counts hashed tokens too; its use of our block mask is as it was",

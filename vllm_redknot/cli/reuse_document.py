@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.eval_document import without_folder
 from vllm_redknot.cli.target import Target
 from vllm_redknot.config import RedknotConfig
@@ -58,6 +59,7 @@ def verification(result: Result) -> dict[str, Any]:
     cells = figures(scores, choices.seed)
     verdicts = checks(scores, cells, result.limits)
     facts = dict(result.answered.facts)
+    rows = row_schedule(result.target, result.config)
     asked = {key: value for key, value in asdict(choices).items() if key not in ("boundary", "seed")}
     return {
         "kind": "redknot.verify-reuse",
@@ -71,6 +73,7 @@ def verification(result: Result) -> dict[str, Any]:
             "description": result.target.profile.describe(),
             "fingerprint": result.target.profile.fingerprint(),
         },
+        "row_schedule": None if rows is None else rows.to_section(),
         "fingerprint": facts.pop("fingerprint"),
         "policy": "boundary",
         "boundary": choices.boundary,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import PLACES
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES
@@ -29,9 +30,8 @@ OURS: Final[Mapping[str, Any]] = {
     "store_disk_gib": 0.0,
     "capture": "first",
     "min_reuse": 64,
-    "rows": "off",
 }
-"""Documents encoded alone, kept in memory. Reuse does not serve row skipping."""
+"""Documents encoded alone, kept in memory."""
 NOT_FROM_VARIABLES: Final = (*OURS, "store", "store_memory_gib", "receipt")
 
 
@@ -54,6 +54,7 @@ def reuse_engine(
 ) -> Engine:
     """The engine, and all that its answers depend on. `store`: an empty folder that nothing is kept in."""
     assert target.model is not None
+    rows = row_schedule(target, config)
     longest = request_kv_bytes(
         target.model.shape,
         arguments["max_model_len"],
@@ -75,6 +76,8 @@ def reuse_engine(
         "versions": versions(),
         "arguments": shared,
         "settings": {key: value for key, value in section.items() if key not in (*PLACES, "store")},
+        # A head file may state it, and the fingerprint of its classes does not tell.
+        "rows": None if rows is None else rows.digest(),
     }
     return Engine(
         NAME,

@@ -30,6 +30,8 @@ def show_verification(out: Console, document: Mapping[str, Any]) -> None:
         " Means with bootstrap 95% intervals; a difference is noise if its interval holds zero.",
         soft_wrap=True,
     )
+    if document["row_schedule"] is not None:
+        out.print(f"Both answers skip rows: {json.dumps(document['row_schedule'])}.", soft_wrap=True)
     for task, title in TITLES.items():
         cells = [cell for cell in document["figures"] if cell["task"] == task]
         out.print()

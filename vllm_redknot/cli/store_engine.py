@@ -26,12 +26,13 @@ def adding_arguments(
 ) -> dict[str, Any]:
     """Arguments for documents of at most `longest` tokens.
 
-    The KV of a document depends on weights, dtype and head classes, not on what is chosen here: pages, chunks, budgets.
+    The KV of a document depends on weights, dtype, head classes and rows, not on what is chosen here: pages, chunks,
+    budgets.
     No prefix is cached: a document is stored only where all of it is computed.
 
     Args:
         model: the server's.
-        config: the head classes' settings, and `min_reuse`.
+        config: the settings of head classes and rows, and `min_reuse`.
         longest: tokens of the longest document.
         dtype: vLLM's --dtype.
         store: the segments' directory, absolute.

@@ -46,5 +46,5 @@ def reuse_request_from_json(line: Mapping[str, Any]) -> ReuseRequest:
 def reusable(documents: Iterable[Range], boundary: int) -> int:
     """Tokens of these stored documents that need no forward pass."""
     policy = repair_policy(boundary)
-    kept = [end - begin - policy.recomputed(begin, end - begin) for begin, end in documents]
+    kept = [end - begin - policy.recomputed(begin, 0, end - begin) for begin, end in documents]
     return sum(tokens for tokens in kept if tokens >= MIN_TOKENS)

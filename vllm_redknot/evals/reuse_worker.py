@@ -103,10 +103,10 @@ def _generate(llm: Any, prompt: tuple[int, ...], wish: Any, **sampling: Any) -> 
 def _facts(llm: Any) -> dict[str, Any]:
     """What the engine made of its arguments, and what its receipt is for."""
     from vllm_redknot.reuse.identity import fingerprint_of
-    from vllm_redknot.support import resolve_model_heads
+    from vllm_redknot.support import resolve_model_heads, resolve_model_rows
 
     config = llm.llm_engine.vllm_config
-    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile)
+    fingerprint = fingerprint_of(config, resolve_model_heads(config).profile, resolve_model_rows(config))
     return {**engine_facts(llm), "fingerprint": fingerprint.to_json()}
 
 

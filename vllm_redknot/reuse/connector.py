@@ -20,11 +20,17 @@ from vllm_redknot.reuse.setup import LEAST_BOUNDARY
 from vllm_redknot.reuse.store import SegmentStore
 from vllm_redknot.reuse.tracker import Tracker
 from vllm_redknot.reuse.worker import ReuseWorker
+from vllm_redknot.rows.requests import OFF_KEY, skips_rows
 from vllm_redknot.settings import settings_of
+from vllm_redknot.support import resolve_model_rows
 
 logger = init_logger("vllm.redknot")
 
 RESPONSE_KEY = "redknot_reuse"
+ROWS_OFF = (
+    f'{OFF_KEY} is "off" in this request, and what is stored is KV of prompts that skip rows: nothing is reused or'
+    " stored"
+)
 
 
 class SegmentReuseConnector(KVConnectorBase_V1):
@@ -37,6 +43,7 @@ class SegmentReuseConnector(KVConnectorBase_V1):
         self._worker: ReuseWorker | None = None
         self._changes = Changes()
         if role == KVConnectorRole.SCHEDULER:
+            self._skips_rows = resolve_model_rows(vllm_config) is not None
             own = vllm_config.kv_transfer_config.kv_connector_extra_config
             self.tracker = Tracker(
                 settings.boundary, settings.capture, settings.min_reuse, own.get(LEAST_BOUNDARY, 0)
@@ -131,7 +138,8 @@ class SegmentReuseConnector(KVConnectorBase_V1):
 
     def on_new_request(self, request: Any) -> None:
         """Ask the worker what is stored of its prompt."""
-        self.tracker.add(request, is_eligible(request))
+        refused = ROWS_OFF if self._skips_rows and not skips_rows(request.sampling_params) else ""
+        self.tracker.add(request, is_eligible(request), refused)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """A span right behind the prefix-cache hit; None while the worker is looking."""

@@ -35,7 +35,7 @@ class Fingerprint:
         dtype: that the model computes in, such as "bfloat16".
         rope: `canonical` of the rotary parameters.
         heads: `HeadProfile.fingerprint()` of all ranks' profile.
-        rows: the row-skipping schedule, opaque; "" where every row is computed.
+        rows: `RowSchedule.digest()` of the row-skipping schedule; "" where every row is computed.
         tp_rank, tp_size: which heads these are.
         model: for people; never compared.
     """

@@ -11,6 +11,7 @@ from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.installed import installed_version
 from vllm_redknot.reuse.identity import fingerprint_of
 from vllm_redknot.reuse.receipt import Receipt, ReceiptError, matching_receipt, places
+from vllm_redknot.rows.schedule import RowSchedule
 from vllm_redknot.settings import settings_of
 
 logger = init_logger("vllm.redknot")
@@ -19,19 +20,20 @@ DISTRIBUTIONS: Final = ("vllm-redknot", "vllm", "torch")
 """Another version is worth a warning: figures may be a little different, stored KV is not."""
 
 
-def verified_boundary(vllm_config: Any, profile: HeadProfile) -> int:
+def verified_boundary(vllm_config: Any, profile: HeadProfile, rows: RowSchedule | None) -> int:
     """The fewest tokens per moved document that the configured model's receipt allows to recompute.
 
     Args:
         vllm_config: a complete configuration, as it is about to run.
         profile: the head profile of all ranks, overrides applied.
+        rows: what prompt tokens skip; None: nothing.
 
     Raises:
         ReceiptError: No receipt, or one that cannot be read or is of something else.
         ReuseError: The checkpoint is no local folder of safetensors files.
     """
     settings = settings_of(vllm_config)
-    fingerprint = fingerprint_of(vllm_config, profile)
+    fingerprint = fingerprint_of(vllm_config, profile, rows)
     folder = Path(vllm_config.model_config.model)
     try:
         receipt, path = matching_receipt(

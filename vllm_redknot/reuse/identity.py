@@ -11,14 +11,16 @@ from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.fingerprint import Fingerprint, canonical, config_digest, weights_digest
 from vllm_redknot.reuse.format import SegmentFormat
 from vllm_redknot.reuse.scope import Scope
+from vllm_redknot.rows.schedule import RowSchedule
 
 
-def fingerprint_of(vllm_config: Any, profile: HeadProfile) -> Fingerprint:
+def fingerprint_of(vllm_config: Any, profile: HeadProfile, rows: RowSchedule | None) -> Fingerprint:
     """All but the tokens and the layout that a model's KV depends on, for a model as it runs.
 
     Args:
         vllm_config: the engine's configuration.
         profile: the head profile of all ranks.
+        rows: what prompt tokens skip, whether the settings or the head file say so; None: nothing.
 
     Raises:
         ReuseError: The checkpoint is no local folder of safetensors files.
@@ -37,6 +39,7 @@ def fingerprint_of(vllm_config: Any, profile: HeadProfile) -> Fingerprint:
         dtype=str(model.dtype).removeprefix("torch."),
         rope=canonical({"rope": _plain(getattr(text, "rope_parameters", None) or {})}),
         heads=profile.fingerprint(),
+        rows="" if rows is None else rows.digest(),
         tp_rank=0,
         tp_size=vllm_config.parallel_config.tensor_parallel_size,
         model=folder.name,
@@ -46,6 +49,7 @@ def fingerprint_of(vllm_config: Any, profile: HeadProfile) -> Fingerprint:
 def scope_of(
     vllm_config: Any,
     profile: HeadProfile,
+    rows: RowSchedule | None,
     layer_ids: Sequence[int],
     visibilities: Sequence[Sequence[HeadVisibility]],
     kv_dtype: str,
@@ -55,6 +59,7 @@ def scope_of(
     Args:
         vllm_config: the engine's configuration.
         profile: the head profile of all ranks.
+        rows: what prompt tokens skip; None: nothing.
         layer_ids: attention layers, increasing.
         visibilities: per layer, what each KV head of the rank sees, layers' own windows included.
         kv_dtype: of keys and values, such as "bfloat16".
@@ -71,7 +76,7 @@ def scope_of(
             tuple(seen.sink if seen.window is not None else 0 for seen in row) for row in visibilities
         ),
     )
-    return Scope(fingerprint_of(vllm_config, profile), layout)
+    return Scope(fingerprint_of(vllm_config, profile, rows), layout)
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,7 @@ def plan_spans(
     """
     spans: list[CleanSpan] = []
     for run in sorted(runs, key=lambda run: (run.begin, -run.length)):
-        repaired = policy.recomputed(run.begin, run.length)
+        repaired = policy.recomputed(run.begin, run.offset, run.length)
         begin, end = run.begin + repaired, min(run.begin + run.length, num_prompt_tokens - 1)
         offset = run.offset + repaired
         if end - begin < MIN_TOKENS or (spans and run.begin < spans[-1].end):

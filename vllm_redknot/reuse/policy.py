@@ -9,10 +9,11 @@ from typing import Protocol
 class RepairPolicy(Protocol):
     """Decides how much of a span's start is recomputed. Recomputed tokens see everything before them."""
 
-    def recomputed(self, position: int, length: int) -> int:
+    def recomputed(self, position: int, offset: int, length: int) -> int:
         """Tokens to recompute, 0 to `length`, of a span of `length` tokens that stands at `position` of the prompt.
 
-        A stored span was computed alone, so at position 0 nothing is missing from it.
+        `offset` is where it begins in its stored document, which was computed alone: its KV saw the tokens before it
+        there, and none of those before it here. Only a document's beginning that begins a prompt misses nothing.
         """
 
 
@@ -20,21 +21,25 @@ class RepairPolicy(Protocol):
 class NoRepair:
     """Nothing is recomputed: least work, and a moved span does not know what stands before it."""
 
-    def recomputed(self, position: int, length: int) -> int:
+    def recomputed(self, position: int, offset: int, length: int) -> int:
         """See `RepairPolicy`."""
-        del position, length
+        del position, offset, length
         return 0
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The first `tokens` of every moved span: they draw the attention that a first token draws when it is alone."""
+    """The first `tokens` of every span that has lost or gained tokens before it.
+
+    A moved document's first tokens draw the attention that a first token draws when it is alone. A part of a document
+    that begins a prompt has no first token that does: its KV is of tokens that had others before them.
+    """
 
     tokens: int
 
-    def recomputed(self, position: int, length: int) -> int:
+    def recomputed(self, position: int, offset: int, length: int) -> int:
         """See `RepairPolicy`."""
-        return min(self.tokens, length) if position else 0
+        return min(self.tokens, length) if position or offset else 0
 
 
 def repair_policy(boundary: int) -> RepairPolicy:

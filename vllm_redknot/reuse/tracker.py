@@ -65,14 +65,19 @@ class Tracker:
 
     # What requests go through.
 
-    def add(self, request: Scheduled, eligible: bool) -> None:
-        """A new request. Ineligible ones (adapters, images, prompt logprobs ...) are only counted."""
+    def add(self, request: Scheduled, eligible: bool, refused: str = "") -> None:
+        """A new request. Ineligible ones (adapters, images, prompt logprobs ...) are only counted.
+
+        `refused`: why nothing is reused or stored for it although it may ask, which its response says.
+        """
         tokens = request.prompt_token_ids
         extra = getattr(request.sampling_params, "extra_args", None)
         control, problem = OFF, ""
         if eligible and tokens is not None and self.is_on:
             try:
                 control, problem = self._allowed(parse_control(extra, len(tokens)))
+                if refused and control.enabled:
+                    control, problem = OFF, refused
             except ReuseError as error:
                 problem = str(error)
                 logger.warning("REDKNOT: request %s is served without reuse: %s", request.request_id, problem)

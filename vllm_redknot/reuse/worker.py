@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
@@ -45,6 +46,7 @@ class ReuseWorker:
         self._scope = scope_of(
             vllm_config,
             model.profile,
+            model.rows.schedule if model.rows is not None else None,
             [extract_layer_index(layer.names[0]) for layer in self._layers],
             [layer.visibilities for layer in self._layers],
             str(vllm_config.model_config.dtype).removeprefix("torch."),
@@ -157,5 +159,7 @@ def _verified_rotaries(vllm_config: Any, model: SegmentedModel, layers: Sequence
         owner = model.parents.of(name)
         claimed = rotary_of(owner, name)
         size, dtype = config.get_hidden_size(), config.dtype
-        rotaries.append(verify(owner, context[name], claimed, size, dtype, positions))
+        # Layers that skip rows ask what step is running: none.
+        with set_forward_context(None, vllm_config):
+            rotaries.append(verify(owner, context[name], claimed, size, dtype, positions))
     return rotaries

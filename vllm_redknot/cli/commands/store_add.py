@@ -13,6 +13,7 @@ import typer
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import PROBLEM, console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.diagnosis.installation import INSTALL
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.progress import bars
@@ -50,6 +51,7 @@ def add(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
     dtype: Annotated[Dtype, typer.Option(help="The server's --dtype.")] = Dtype.AUTO,
     special_tokens: Annotated[
         bool,
@@ -75,9 +77,9 @@ def add(
 ) -> None:
     """Compute documents alone, one a file, and store their KV, so that a server reuses it from the first request on.
 
-    Runs vLLM with the server's head classes. What is stored already is not computed again: a command that was
-    interrupted goes on when it is given again. Files that are unreadable, no UTF-8 text, too short or longer than the
-    model's context are named and skipped, and the exit status is 1.
+    Runs vLLM with the server's head classes and row skipping. What is stored already is not computed again: a command
+    that was interrupted goes on when it is given again. Files that are unreadable, no UTF-8 text, too short or longer
+    than the model's context are named and skipped, and the exit status is 1.
 
     Examples:
 
@@ -91,6 +93,7 @@ def add(
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
+        rows=rows,
         min_reuse=min_reuse,
     )
     target = target_of_model(model, config)
@@ -99,9 +102,11 @@ def add(
         raise CliError(f"{model}: REDKNOT does not serve {', '.join(target.model.refused)}")
     for warning in target.warnings:
         warn(warning)
+    # One that the model cannot have is told before anything is started.
+    row_schedule(target, config)
     found = _read(files, target, special_tokens, min_reuse)
     documents = [one for one in found if isinstance(one, Document)]
-    rows = {id(one): _skipped(one) for one in found if isinstance(one, Skipped)}
+    lines = {id(one): _skipped(one) for one in found if isinstance(one, Skipped)}
     facts: Row = {"scope": None, "dtype": None}
     if documents:
         _check_writable(directory)
@@ -110,8 +115,8 @@ def add(
             target.model, config, longest, dtype.value, directory.expanduser().absolute(), max_bytes
         )
         facts, replies = _store(documents, arguments)
-        rows |= {id(one): _stored(one, reply) for one, reply in zip(documents, replies, strict=True)}
-    in_order = [rows[id(one)] for one in found]
+        lines |= {id(one): _stored(one, reply) for one, reply in zip(documents, replies, strict=True)}
+    in_order = [lines[id(one)] for one in found]
     _show(in_order, {"store": str(directory), "model": str(model), **facts}, target, json)
     if any(row["problem"] for row in in_order):
         raise typer.Exit(PROBLEM)

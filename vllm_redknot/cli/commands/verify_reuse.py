@@ -12,6 +12,7 @@ import typer
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, warn
 from vllm_redknot.cli.commands.plan import Dtype
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, require_vllm
 from vllm_redknot.cli.progress import engine_bars
@@ -46,6 +47,7 @@ def verify_reuse(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
     boundary: Annotated[
         int | None,
         typer.Option(
@@ -147,6 +149,7 @@ def verify_reuse(
         sink=sink,
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
+        rows=rows,
         boundary=boundary,
     )
     check_variables(config)
@@ -156,6 +159,8 @@ def verify_reuse(
         raise CliError(f"{model}: REDKNOT does not serve {', '.join(target.model.refused)}")
     for warning in target.warnings:
         warn(warning)
+    # One that the model cannot have is told before anything is started.
+    row_schedule(target, config)
     # numpy and tokenizers come with vLLM, not with the command.
     from vllm_redknot.cli.reuse_document import Result, place_receipt, verification
     from vllm_redknot.evals.fidelity import TOP
