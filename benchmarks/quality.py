@@ -32,7 +32,7 @@ COLOURS = ("red", "green", "blue", "white")
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "stock": None,
     "bundled profile": {},
-    "16 global heads, KV share 0.22": {"heads": str(HEADS / "smollm2-kv22.json")},
+    "12 global heads, KV share 0.18": {"heads": str(HEADS / "smollm2-kv18.json")},
     "13 needle-ranked heads, window 256": {"heads": str(HEADS / "smollm2-needle13.json")},
 }
 

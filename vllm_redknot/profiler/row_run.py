@@ -46,7 +46,7 @@ class RowPlan:
 
     recents: tuple[int, ...] = (128, 256)
     sink: int = 4
-    lengths: tuple[int, ...] = (1400, 2000)
+    lengths: tuple[int, ...] = (1200, 1800)
     texts: int = 3
     judged_lengths: tuple[int, ...] = (1024, 2048)
     judged_texts: int = 4

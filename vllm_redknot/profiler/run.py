@@ -45,7 +45,7 @@ class Plan:
 
     windows: tuple[int, ...] = (128, 256, 512, 768)
     sink: int = 4
-    lengths: tuple[int, ...] = (1400, 2000)
+    lengths: tuple[int, ...] = (1200, 1800)
     texts: int = 3
     points: int = 3
     judged_lengths: tuple[int, ...] = (1024, 2048)

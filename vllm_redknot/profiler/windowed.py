@@ -1,11 +1,15 @@
-"""Attention under a sink and a window in blocks: time and memory grow with T x window, and gradients flow."""
+"""Attention under a sink and a window in blocks: time grows with T x window, and gradients flow."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
+
+BLOCK: Final = 128
+"""Queries of a block: it computes as many scores too many for each as it has queries, and copies window / block keys."""
 
 
 def attend(
@@ -29,20 +33,21 @@ def attend(
         return scaled_dot_product_attention(
             query[None], key[None], value[None], is_causal=True, scale=scaling
         )[0]
-    if 2 * window + sink >= length:
+    block = min(window, BLOCK)
+    if sink + window + block >= length:
         position = torch.arange(length, device=query.device)
         distance = position[:, None] - position[None, :]
         seen = (distance >= 0) & ((distance < window) | (position < sink))
         return scaled_dot_product_attention(
             query[None], key[None], value[None], attn_mask=seen, scale=scaling
         )[0]
-    blocks = -(-length // window)
-    missing = blocks * window - length
-    # Block b of `window` queries sees the sinks, block b - 1 and itself.
-    rows = pad(query, (0, 0, 0, missing)).unflatten(1, (blocks, window)).transpose(0, 1)
-    keys = _with_sinks(key, window, missing, sink)
-    values = _with_sinks(value, window, missing, sink)
-    mask = _block_mask(blocks, window, sink, query.device)
+    blocks = -(-length // block)
+    missing = blocks * block - length
+    # Each block of queries sees the sinks, the `window` keys before it, and itself.
+    rows = pad(query, (0, 0, 0, missing)).unflatten(1, (blocks, block)).transpose(0, 1)
+    keys = _with_sinks(key, window, block, missing, sink)
+    values = _with_sinks(value, window, block, missing, sink)
+    mask = _block_mask(blocks, block, window, sink, query.device)
     result = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
     return result.transpose(0, 1).flatten(1, 2)[:, :length]
 
@@ -76,20 +81,20 @@ def attend_rows(
     return scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=seen, scale=scaling)[0]
 
 
-def _with_sinks(rows: torch.Tensor, window: int, missing: int, sink: int) -> torch.Tensor:
-    """[H, T, D] -> [blocks, H, sink + 2 * window, D]."""
-    blocks = pad(rows, (0, 0, window, missing)).unflatten(1, (-1, window)).transpose(0, 1)
-    far = rows[None, :, :sink].expand(blocks.shape[0] - 1, -1, -1, -1)
-    return torch.cat((far, blocks[:-1], blocks[1:]), dim=2)
+def _with_sinks(rows: torch.Tensor, window: int, block: int, missing: int, sink: int) -> torch.Tensor:
+    """[H, T, D] -> [blocks, H, sink + window + block, D]."""
+    near = pad(rows, (0, 0, window, missing)).unfold(1, window + block, block).permute(1, 0, 3, 2)
+    far = rows[None, :, :sink].expand(near.shape[0], -1, -1, -1)
+    return torch.cat((far, near), dim=2)
 
 
 @lru_cache(maxsize=8)
-def _block_mask(blocks: int, window: int, sink: int, device: torch.device) -> torch.Tensor:
-    """[blocks, 1, window, sink + 2 * window]: each visible key once, as a sink only where the window has left it."""
-    first = torch.arange(blocks, device=device)[:, None, None] * window
-    position = first + torch.arange(window, device=device)[None, :, None]
-    near = first - window + torch.arange(2 * window, device=device)[None, None, :]
+def _block_mask(blocks: int, block: int, window: int, sink: int, device: torch.device) -> torch.Tensor:
+    """[blocks, 1, block, sink + window + block]: each visible key once, as a sink only where the window has left it."""
+    first = torch.arange(blocks, device=device)[:, None, None] * block
+    position = first + torch.arange(block, device=device)[None, :, None]
+    near = first - window + torch.arange(window + block, device=device)[None, None, :]
     distance = position - near
     in_window = (near >= 0) & (distance >= 0) & (distance < window)
     as_sink = position - torch.arange(sink, device=device)[None, None, :] >= window
-    return torch.cat((as_sink.expand(blocks, window, sink), in_window), dim=2)[:, None]
+    return torch.cat((as_sink.expand(blocks, block, sink), in_window), dim=2)[:, None]

@@ -68,7 +68,7 @@ def profile(
     sink: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="First tokens a local head keeps.")] = 4,
     lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the texts that score heads.")
-    ] = "1400,2000",
+    ] = "1200,1800",
     texts: Annotated[
         int, typer.Option(min=1, metavar="N", help="Texts of each task at each of those lengths.")
     ] = 3,
