@@ -97,6 +97,8 @@ bench: setup ## Short forms of all benchmarks, results in build/bench (long form
 	'$(BIN)/python' -m benchmarks.quality --quick $(model_flag) --output build/bench/quality.json
 	'$(BIN)/python' -m benchmarks.serve --quick $(model_flag) --output build/bench/serve_cpu.json
 	'$(BIN)/python' -m benchmarks.reuse --quick $(model_flag) --output build/bench/reuse_cpu.json
+	'$(BIN)/python' -m benchmarks.reuse_quality --quick --restart --run build/bench/reuse_quality $(model_flag) \
+	  --output build/bench/reuse_quality.json
 
 contract: setup ## Check every vLLM symbol we touch against the wheels of all supported releases
 	@mkdir -p build/wheels

@@ -1,6 +1,6 @@
 """Speaks the protocol of `reuse_worker` without vLLM: right answers, but for reused ones where the argument is "lost".
 
-Run as a script. "crash" ends after the first answer.
+Run as a script. "crash" ends after the first answer; "least 16" answers right from a boundary of 16 tokens on.
 """
 
 import json
@@ -37,8 +37,18 @@ def main() -> None:
     for number, request in enumerate(requests):
         if sys.argv[1:] == ["crash"] and number == 1:
             sys.exit(3)
-        right = request.boundary is None or sys.argv[1:] != ["lost"]
-        say(answer(request, tokenizer, right).to_json())
+        say(answer(request, tokenizer, is_right(request)).to_json())
+
+
+def is_right(request: ReuseRequest) -> bool:
+    if request.policy is None:
+        return True
+    match sys.argv[1:]:
+        case ["lost"]:
+            return False
+        case ["least", boundary]:
+            return bool(request.policy["boundary"] >= int(boundary))
+    return True
 
 
 def answer(request: ReuseRequest, tokenizer: Tokenizer, right: bool) -> Answer:
@@ -52,7 +62,7 @@ def answer(request: ReuseRequest, tokenizer: Tokenizer, right: bool) -> Answer:
     scored = Distributions(
         np.concatenate([ids[:, :1], ids], axis=1), np.concatenate([logprobs[:, :1], logprobs], axis=1)
     )
-    return Answer(request.key, text, tuple(scored.logprobs[:, 0].tolist()), scored)
+    return Answer(request.key, text, tuple(scored.logprobs[:, 0].tolist()), scored, request.reused)
 
 
 def say(line: dict[str, Any]) -> None:

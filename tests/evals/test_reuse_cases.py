@@ -37,8 +37,8 @@ def test_each_prompt_is_asked_twice_and_only_once_from_the_store(cases: list[Reu
     assert len({request.key for case in cases for request in case[:2]}) == 2 * len(cases)
     for dense, reuse, _ in cases:
         assert (dense.prompt, dense.forced, dense.stop) == (reuse.prompt, reuse.forced, reuse.stop)
-        assert (dense.documents, dense.boundary, dense.reused) == ((), None, 0)
-        assert reuse.boundary == 16
+        assert (dense.documents, dense.policy, dense.reused) == ((), None, 0)
+        assert reuse.policy == {"boundary": 16}
         assert reuse.documents
         assert all(end - begin >= SHORTEST for begin, end in reuse.documents)
 

@@ -1,6 +1,6 @@
 """How the process of the reuse gate asks its engine: what it stores, what it forces, and what it refuses to compare."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ REUSE = ReuseRequest(
     *("reuse/a", tuple(range(10)), 4, (), (20, 21, 22)),
     top=3,
     documents=((0, 4), (4, 8)),
-    boundary=2,
+    policy={"boundary": 2},
     reused=6,
 )
 
@@ -53,7 +53,7 @@ class FakeEngine:
 
 def test_one_generation_gives_all_while_greedy_tokens_are_the_forced_ones() -> None:
     engine = FakeEngine((20, 21, 22, 23))
-    answer = reuse_answer(engine, DENSE)
+    answer = reuse_answer(engine, DENSE, set())
     assert [(ids, wish) for ids, wish, _ in engine.asked] == [(DENSE.prompt, "off")]
     assert answer.text == "20 21 22 23"
     assert answer.forced_logprobs == (-0.5, -0.5, -0.5)
@@ -64,7 +64,7 @@ def test_one_generation_gives_all_while_greedy_tokens_are_the_forced_ones() -> N
 
 def test_from_where_they_part_the_forced_tokens_are_asked_as_a_prompt() -> None:
     engine = FakeEngine((20, 19, 22, 23))
-    answer = reuse_answer(engine, DENSE)
+    answer = reuse_answer(engine, DENSE, set())
     assert [ids[10:] for ids, _, _ in engine.asked] == [(), (20, 21)]
     assert answer.text == "20 19 22 23"
     assert answer.forced_logprobs == (-0.5, -2.5, -0.5)
@@ -72,7 +72,7 @@ def test_from_where_they_part_the_forced_tokens_are_asked_as_a_prompt() -> None:
 
 def test_a_forced_token_that_is_not_among_the_likely_ones_is_asked_for_by_name() -> None:
     engine = FakeEngine((20, 9, 22, 23))
-    answer = reuse_answer(engine, DENSE)
+    answer = reuse_answer(engine, DENSE, set())
     by_name = [params for _, _, params in engine.asked if params.logprob_token_ids]
     assert [params.logprob_token_ids for params in by_name] == [[21]]
     assert answer.scored is not None
@@ -83,7 +83,8 @@ def test_a_forced_token_that_is_not_among_the_likely_ones_is_asked_for_by_name()
 
 def test_documents_are_stored_alone_and_the_prompt_asks_for_them_from_an_empty_prefix_cache() -> None:
     engine = FakeEngine((20, 21, 22, 23), cached=6)
-    reuse_answer(engine, REUSE)
+    answer = reuse_answer(engine, REUSE, set())
+    assert answer.reused == 6
     assert [(ids, wish) for ids, wish, _ in engine.asked] == [
         ((0, 1, 2, 3), {"spans": [[0, 4]], "reuse": False}),
         ((4, 5, 6, 7), {"spans": [[0, 4]], "reuse": False}),
@@ -92,10 +93,25 @@ def test_documents_are_stored_alone_and_the_prompt_asks_for_them_from_an_empty_p
     assert engine.resets == 1
 
 
+def test_documents_of_the_request_before_are_not_computed_again() -> None:
+    engine, stored = FakeEngine((20, 21, 22, 23), cached=6), set[tuple[int, ...]]()
+    reuse_answer(engine, REUSE, stored)
+    assert stored == {(0, 1, 2, 3), (4, 5, 6, 7)}
+    engine.asked.clear()
+    other = replace(REUSE, documents=((4, 8), (2, 4)), policy={"policy": "blend", "share": 0.2})
+    reuse_answer(engine, other, stored)
+    assert [(ids, wish) for ids, wish, _ in engine.asked] == [
+        ((2, 3), {"spans": [[0, 2]], "reuse": False}),
+        (REUSE.prompt, {"spans": [[4, 8], [2, 4]], "policy": "blend", "share": 0.2}),
+    ]
+    # Only those have surely not been evicted.
+    assert stored == {(2, 3), (4, 5, 6, 7)}
+
+
 @pytest.mark.parametrize(("request_", "cached"), [(REUSE, 0), (REUSE, 5), (DENSE, 6)])
 def test_an_answer_that_would_be_compared_with_itself_is_an_error(
     request_: ReuseRequest, cached: int
 ) -> None:
     told = f"{request_.key}: {cached} tokens were not computed instead of {request_.reused}"
     with pytest.raises(RuntimeError, match=told):
-        reuse_answer(FakeEngine((20, 21, 22, 23), cached), request_)
+        reuse_answer(FakeEngine((20, 21, 22, 23), cached), request_, set())

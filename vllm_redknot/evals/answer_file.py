@@ -16,7 +16,7 @@ class AnswerFileError(Exception):
     """A file of answers that cannot be gone on with: which, why, and the remedy."""
 
 
-ANSWERS: Final = JournalKind("redknot.eval.answers", AnswerFileError, "answers", "folder")
+ANSWERS: Final = JournalKind("redknot.eval.answers", AnswerFileError, "answers", "folder", format=2)
 
 
 @dataclass(frozen=True)

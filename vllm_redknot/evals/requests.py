@@ -62,12 +62,14 @@ class Answer:
         text: the greedy continuation.
         forced_logprobs: natural logarithms, one per token of `forced`.
         scored: distributions of the tokens in `spans`, in order; None where there are none.
+        reused: prompt tokens whose KV was not computed; 0 where the engine was not asked to reuse any.
     """
 
     key: str
     text: str = ""
     forced_logprobs: tuple[float, ...] = ()
     scored: Distributions | None = None
+    reused: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The line that `answer_from_json` reads."""
@@ -76,6 +78,7 @@ class Answer:
             "text": self.text,
             "forced_logprobs": list(self.forced_logprobs),
             "scored": None if self.scored is None else self.scored.to_json(),
+            "reused": self.reused,
         }
 
 
@@ -105,8 +108,8 @@ def answer_from_json(line: Mapping[str, Any]) -> Answer:
     logprobs = tuple(float(value) for value in line["forced_logprobs"])
     if not isinstance(line["key"], str) or not isinstance(line["text"], str):
         raise TypeError("key and text must be strings")
-    scored = line["scored"]
-    return Answer(line["key"], line["text"], logprobs, None if scored is None else _distributions(scored))
+    scored = None if line["scored"] is None else _distributions(line["scored"])
+    return Answer(line["key"], line["text"], logprobs, scored, int(line["reused"]))
 
 
 def _distributions(line: Mapping[str, Any]) -> Distributions:

@@ -171,7 +171,7 @@ def _requests(
         *(f"reuse/{key}", tuple(prompt), max_tokens, stop, forced),
         top=TOP,
         documents=tuple(spans),
-        boundary=boundary,
+        policy={"boundary": boundary},
         reused=reusable(spans, boundary),
     )
     return whole, stored

@@ -19,12 +19,12 @@ class ReuseRequest(Request):
 
     Attributes:
         documents: [begin, end) of the prompt's documents. Each is encoded alone and stored before the prompt is asked.
-        boundary: tokens recomputed per moved document; None computes the whole prompt and stores nothing.
+        policy: what the request says of repair, as {"boundary": 16}; None computes the whole prompt and stores nothing.
         reused: prompt tokens that should come from the store: an answer with few would tell nothing of reuse.
     """
 
     documents: tuple[Range, ...] = ()
-    boundary: int | None = None
+    policy: Mapping[str, Any] | None = None
     reused: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def reuse_request_from_json(line: Mapping[str, Any]) -> ReuseRequest:
     return ReuseRequest(
         **{key: getattr(plain, key) for key in Request.__dataclass_fields__},
         documents=tuple((begin, end) for begin, end in line["documents"]),
-        boundary=line["boundary"],
+        policy=line["policy"],
         reused=line["reused"],
     )
 

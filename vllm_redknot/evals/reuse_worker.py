@@ -1,17 +1,19 @@
 """The process of `redknot verify-reuse`: one engine with a segment store, as `engine_worker` for its requests.
 
-A document is stored by asking for one token behind it alone, marked. A prompt with stored documents that takes much
-less from the store than it should is an error: it would be compared with itself.
+A document is stored by asking for one token behind it alone, marked; where the next request has it too, it is there.
+A prompt with stored documents that takes much less from the store than it should is an error: it would be compared with
+itself.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from vllm_redknot.evals.engine_worker import check_finite, engine_facts, work
-from vllm_redknot.evals.requests import Answer, Distributions
+from vllm_redknot.evals.requests import Answer, Distributions, Ids
 from vllm_redknot.evals.reuse_requests import ReuseRequest, reuse_request_from_json
 from vllm_redknot.reuse.control import ARGUMENT
 
@@ -23,29 +25,36 @@ Row = tuple[list[int], list[float]]
 
 def main() -> None:
     """Entry point of the process."""
-    work(reuse_request_from_json, reuse_answer, _facts)
+    work(reuse_request_from_json, partial(reuse_answer, stored=set()), _facts)
 
 
-def reuse_answer(llm: Any, request: ReuseRequest) -> Answer:
+def reuse_answer(llm: Any, request: ReuseRequest, stored: set[Ids]) -> Answer:
     """The greedy continuation, and the distributions of the forced tokens; from stored documents where asked for.
+
+    `stored` has the documents of the last request that had any, which the store has room for; it is changed.
 
     Raises:
         RuntimeError: Too few tokens came from the store.
     """
     wish: Any = "off"
-    if request.boundary is not None:
-        for begin, end in request.documents:
+    if request.policy is not None:
+        documents = [request.prompt[begin:end] for begin, end in request.documents]
+        for document in documents:
+            if document in stored:
+                continue
             # Computed whole, even where it holds a part of another document.
-            alone = {"spans": [[0, end - begin]], "reuse": False}
-            _generate(llm, request.prompt[begin:end], alone, temperature=0.0, max_tokens=1)
+            alone = {"spans": [[0, len(document)]], "reuse": False}
+            _generate(llm, document, alone, temperature=0.0, max_tokens=1)
+        stored.clear()
+        stored.update(documents)
         llm.reset_prefix_cache()
-        wish = {"spans": [list(span) for span in request.documents], "boundary": request.boundary}
+        wish = {"spans": [list(span) for span in request.documents], **request.policy}
     return _continue(llm, request, wish)
 
 
 def _continue(llm: Any, request: ReuseRequest, wish: Any) -> Answer:
     """One generation gives all as long as greedy tokens are the forced ones; from where they part it is asked again."""
-    text, rows = None, list[Row]()
+    text, rows, reused = None, list[Row](), 0
     while text is None or len(rows) < len(request.forced):
         output = _generate(
             llm,
@@ -58,7 +67,7 @@ def _continue(llm: Any, request: ReuseRequest, wish: Any) -> Answer:
         )
         if text is None:
             text = output.outputs[0].text
-            _check_reused(request, output)
+            reused = _reused(request, output)
         for token, step in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
             if len(rows) == len(request.forced):
                 break
@@ -69,7 +78,7 @@ def _continue(llm: Any, request: ReuseRequest, wish: Any) -> Answer:
         np.array([ids for ids, _ in rows], np.int32), np.array([logprobs for _, logprobs in rows], np.float32)
     )
     check_finite(request, scored.logprobs.ravel().tolist())
-    return Answer(request.key, text, tuple(scored.logprobs[:, 0].tolist()), scored)
+    return Answer(request.key, text, tuple(scored.logprobs[:, 0].tolist()), scored, reused)
 
 
 def _row(llm: Any, request: ReuseRequest, wish: Any, step: Any, place: int) -> Row:
@@ -86,11 +95,13 @@ def _row(llm: Any, request: ReuseRequest, wish: Any, step: Any, place: int) -> R
     return [wanted, *likely], [float(logprob), *(float(step[token].logprob) for token in likely)]
 
 
-def _check_reused(request: ReuseRequest, output: Any) -> None:
+def _reused(request: ReuseRequest, output: Any) -> int:
+    """Prompt tokens that were not computed. Raises RuntimeError."""
     # The prefix cache was empty. What a response says of reuse is lost where a stop string ends it.
     cached = output.num_cached_tokens or 0
-    if cached < LEAST_REUSED * request.reused or (cached and request.boundary is None):
+    if cached < LEAST_REUSED * request.reused or (cached and request.policy is None):
         raise RuntimeError(f"{request.key}: {cached} tokens were not computed instead of {request.reused}")
+    return int(cached)
 
 
 def _generate(llm: Any, prompt: tuple[int, ...], wish: Any, **sampling: Any) -> Any:
