@@ -64,9 +64,27 @@ def refusals_of_local_heads(vllm_config: Any) -> list[Refusal]:
 def refusals_of_reuse(vllm_config: Any, skips_rows: bool) -> list[Refusal]:
     """What else is not served with KV reuse."""
     found = list(_of_reuse(vllm_config))
+    if settings_of(vllm_config).policy == "blend":
+        found.extend(
+            Refusal(
+                f"KV reuse by blend with {what}", f'{remedy}, or give {{"redknot": {{"policy": "boundary"}}}}'
+            )
+            for what, remedy in _of_blend(vllm_config, skips_rows)
+        )
     if skips_rows:
         found.append(Refusal("KV reuse with row skipping", 'give {"redknot": {"rows": "off"}}'))
     return found
+
+
+def _of_blend(vllm_config: Any, skips_rows: bool) -> Iterator[tuple[str, str]]:
+    compilation = vllm_config.compilation_config
+    if compilation.mode or getattr(compilation.cudagraph_mode, "value", 0):
+        # Which rows a layer computes depends on what the layer before it found.
+        yield "torch.compile or CUDA graphs", "give --enforce-eager"
+    if skips_rows:
+        yield "row skipping", 'give {"redknot": {"rows": "off"}}'
+    if vllm_config.lora_config is not None:
+        yield "LoRA", "remove --enable-lora"
 
 
 def _of_reuse(vllm_config: Any) -> Iterator[Refusal]:
