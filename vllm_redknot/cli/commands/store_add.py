@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -38,6 +39,13 @@ SKIPPED: Final = "skipped"
 Row = dict[str, Any]
 
 
+class Policy(StrEnum):
+    """A server's repair policy."""
+
+    BOUNDARY = "boundary"
+    BLEND = "blend"
+
+
 def add(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Text files, one document each.")],
     model: Annotated[
@@ -67,6 +75,10 @@ def add(
         int,
         typer.Option(min=31, metavar="TOKENS", help="The server's `min_reuse`: shorter files are skipped."),
     ] = 64,
+    policy: Annotated[
+        Policy,
+        typer.Option(help="The server's `policy`: for blend every token of local heads is stored too."),
+    ] = Policy.BOUNDARY,
     max_bytes: Annotated[
         int,
         typer.Option(
@@ -96,6 +108,7 @@ def add(
         dense_prefix_layers=dense_prefix_layers,
         duo_threshold=duo_threshold,
         min_reuse=min_reuse,
+        policy=policy.value,
     )
     target = target_of_model(model, config)
     assert target.model is not None
