@@ -15,6 +15,7 @@ from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.refusals import (
     Refusal,
     refusals,
+    refusals_of_blend,
     refusals_of_local_heads,
     refusals_of_reuse,
     refusals_of_rows,
@@ -64,6 +65,7 @@ def check_engine_config(vllm_config: Any) -> None:
     _state_rows(vllm_config, rows)
     reuse = settings_of(vllm_config).reuse
     if reuse != "off":
+        _refuse(refusals_of_blend(vllm_config, skips_rows=rows is not None))
         _refuse(refusals_of_reuse(vllm_config, skips_rows=rows is not None))
         receipt = verified(vllm_config, profile) if reuse == "on" else None
         configure(vllm_config, *((0, None) if receipt is None else (receipt.boundary, receipt.share)))

@@ -37,7 +37,7 @@ def main() -> None:
     for number, request in enumerate(requests):
         if sys.argv[1:] == ["crash"] and number == 1:
             sys.exit(3)
-        right = request.boundary is None or sys.argv[1:] != ["lost"]
+        right = request.policy is None or sys.argv[1:] != ["lost"]
         say(answer(request, tokenizer, right).to_json())
 
 

@@ -1,6 +1,6 @@
 """How the process of the reuse gate asks its engine: what it stores, what it forces, and what it refuses to compare."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,19 +16,24 @@ REUSE = ReuseRequest(
     *("reuse/a", tuple(range(10)), 4, (), (20, 21, 22)),
     top=3,
     documents=((0, 4), (4, 8)),
-    boundary=2,
+    policy={"boundary": 2},
     reused=6,
 )
 
 
 @dataclass
 class FakeEngine:
-    """Expects `greedy` tokens, each next token a nat less likely; `cached` tokens were not computed."""
+    """Expects `greedy` tokens, each next token a nat less likely; `cached` tokens were not computed.
+
+    `said` is what its responses say of reuse; nothing where it `stops` at a string.
+    """
 
     greedy: tuple[int, ...]
     cached: int = 0
     asked: list[tuple[tuple[int, ...], Any, Any]] = field(default_factory=list)
     resets: int = 0
+    said: dict[str, int] = field(default_factory=dict)
+    stops: bool = False
 
     def reset_prefix_cache(self) -> None:
         self.resets += 1
@@ -40,7 +45,8 @@ class FakeEngine:
         tokens = self.greedy[len(ids) - 10 :][: params.max_tokens] if len(ids) >= 10 else (0,)
         steps = [self.step(token, params) for token in tokens]
         output = SimpleNamespace(text=" ".join(map(str, tokens)), token_ids=tokens, logprobs=steps)
-        return [SimpleNamespace(outputs=[output], num_cached_tokens=self.cached)]
+        told = None if self.stops and params.stop else {"redknot_reuse": self.said}
+        return [SimpleNamespace(outputs=[output], num_cached_tokens=self.cached, kv_transfer_params=told)]
 
     def step(self, greedy: int, params: Any) -> dict[int, Any]:
         order = [(greedy + rank) % VOCABULARY for rank in range(VOCABULARY)]
@@ -90,6 +96,25 @@ def test_documents_are_stored_alone_and_the_prompt_asks_for_them_from_an_empty_p
         (REUSE.prompt, {"spans": [[0, 4], [4, 8]], "boundary": 2}),
     ]
     assert engine.resets == 1
+
+
+BLEND = replace(REUSE, documents=((1, 4), (4, 8)), policy={"policy": "blend", "share": 0.15}, reused=6)
+
+
+def test_under_blend_the_response_tells_what_came_from_the_store() -> None:
+    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 6})
+    reuse_answer(engine, BLEND)
+    wish = {"spans": [[1, 4], [4, 8]], "policy": "blend", "share": 0.15}
+    assert [(ids, wish) for ids, wish, _ in engine.asked[2:]] == [(BLEND.prompt, wish)]
+    with pytest.raises(RuntimeError, match="reuse/a: 5 tokens were not computed instead of 6"):
+        reuse_answer(FakeEngine((20, 21, 22, 23), said={"segment_tokens": 5}), BLEND)
+
+
+def test_where_a_stop_string_has_lost_the_response_it_is_asked_for_again() -> None:
+    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 6}, stops=True)
+    reuse_answer(engine, replace(BLEND, stop=("23",)))
+    again = engine.asked[-1]
+    assert (again[0], again[2].max_tokens, again[2].stop) == (BLEND.prompt, 1, [])
 
 
 @pytest.mark.parametrize(("request_", "cached"), [(REUSE, 0), (REUSE, 5), (DENSE, 6)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_redknot.evals.requests import Request, request_from_json
 from vllm_redknot.reuse.plan import MIN_TOKENS
-from vllm_redknot.reuse.policy import repair_policy
+from vllm_redknot.reuse.policy import Blend, repair_policy
 
 Range = tuple[int, int]
 
@@ -19,12 +19,12 @@ class ReuseRequest(Request):
 
     Attributes:
         documents: [begin, end) of the prompt's documents. Each is encoded alone and stored before the prompt is asked.
-        boundary: tokens recomputed per moved document; None computes the whole prompt and stores nothing.
+        policy: what the request says of repair, as {"boundary": 16}; None computes the whole prompt and stores nothing.
         reused: prompt tokens that should come from the store: an answer with few would tell nothing of reuse.
     """
 
     documents: tuple[Range, ...] = ()
-    boundary: int | None = None
+    policy: Mapping[str, Any] | None = None
     reused: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def reuse_request_from_json(line: Mapping[str, Any]) -> ReuseRequest:
     return ReuseRequest(
         **{key: getattr(plain, key) for key in Request.__dataclass_fields__},
         documents=tuple((begin, end) for begin, end in line["documents"]),
-        boundary=line["boundary"],
+        policy=line["policy"],
         reused=line["reused"],
     )
 
@@ -48,3 +48,8 @@ def reusable(documents: Iterable[Range], boundary: int) -> int:
     policy = repair_policy(boundary)
     kept = [end - begin - policy.recomputed(begin, end - begin) for begin, end in documents]
     return sum(tokens for tokens in kept if tokens >= MIN_TOKENS)
+
+
+def spared(documents: Iterable[Range], share: float) -> int:
+    """Tokens of these stored documents that blend does not choose."""
+    return sum(end - begin - (Blend(share).chosen(end - begin) if begin else 0) for begin, end in documents)

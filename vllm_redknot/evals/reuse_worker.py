@@ -17,6 +17,8 @@ from vllm_redknot.reuse.control import ARGUMENT
 
 LEAST_REUSED: Final = 0.9
 """Of `ReuseRequest.reused`: what documents have in common may be stored with one of them alone."""
+RESPONSE_KEY: Final = "redknot_reuse"
+"""Of `kv_transfer_params`."""
 Row = tuple[list[int], list[float]]
 """Ids and logprobs: the token that is there, then the most likely ones, falling."""
 
@@ -33,13 +35,13 @@ def reuse_answer(llm: Any, request: ReuseRequest) -> Answer:
         RuntimeError: Too few tokens came from the store.
     """
     wish: Any = "off"
-    if request.boundary is not None:
+    if request.policy is not None:
         for begin, end in request.documents:
             # Computed whole, even where it holds a part of another document.
             alone = {"spans": [[0, end - begin]], "reuse": False}
             _generate(llm, request.prompt[begin:end], alone, temperature=0.0, max_tokens=1)
         llm.reset_prefix_cache()
-        wish = {"spans": [list(span) for span in request.documents], "boundary": request.boundary}
+        wish = {"spans": [list(span) for span in request.documents], **request.policy}
     return _continue(llm, request, wish)
 
 
@@ -58,7 +60,7 @@ def _continue(llm: Any, request: ReuseRequest, wish: Any) -> Answer:
         )
         if text is None:
             text = output.outputs[0].text
-            _check_reused(request, output)
+            _check_reused(llm, request, wish, output)
         for token, step in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
             if len(rows) == len(request.forced):
                 break
@@ -86,11 +88,21 @@ def _row(llm: Any, request: ReuseRequest, wish: Any, step: Any, place: int) -> R
     return [wanted, *likely], [float(logprob), *(float(step[token].logprob) for token in likely)]
 
 
-def _check_reused(request: ReuseRequest, output: Any) -> None:
-    # The prefix cache was empty. What a response says of reuse is lost where a stop string ends it.
+def _check_reused(llm: Any, request: ReuseRequest, wish: Any, output: Any) -> None:
+    # The prefix cache was empty.
     cached = output.num_cached_tokens or 0
-    if cached < LEAST_REUSED * request.reused or (cached and request.boundary is None):
+    if "share" in (request.policy or {}):
+        # All tokens of moved documents are in steps, so only the response tells.
+        cached = _segment_tokens(llm, request, wish, output)
+    if cached < LEAST_REUSED * request.reused or (cached and request.policy is None):
         raise RuntimeError(f"{request.key}: {cached} tokens were not computed instead of {request.reused}")
+
+
+def _segment_tokens(llm: Any, request: ReuseRequest, wish: Any, output: Any) -> int:
+    # What a response says of reuse is lost where a stop string ends it: ask for one that nothing ends.
+    if output.kv_transfer_params is None:
+        output = _generate(llm, request.prompt, wish, temperature=0.0, max_tokens=1)
+    return int(output.kv_transfer_params[RESPONSE_KEY]["segment_tokens"])
 
 
 def _generate(llm: Any, prompt: tuple[int, ...], wish: Any, **sampling: Any) -> Any:

@@ -85,10 +85,12 @@ def install_blend(layers: Sequence[DecoderLayer]) -> EarlyAttention:
     """Change a model's decoder layers, in their order.
 
     Raises:
-        ReuseError: There is no layer behind the first.
+        ReuseError: There is no layer behind the first, or the model blends already.
     """
     if len(layers) <= EARLY:
         raise ReuseError(f"blend needs {EARLY + 1} attention layers or more, and the model has {len(layers)}")
+    if "forward" in vars(layers[EARLY].impl):
+        raise ReuseError(f"{layers[EARLY].name} has been changed for blend already")
     early = EarlyAttention(layers[EARLY])
     counters = RowCounters(None)
     for layer in layers[EARLY:]:

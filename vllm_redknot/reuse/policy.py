@@ -51,11 +51,6 @@ class Blend:
 
     share: float  # 0 to 1
 
-    def recomputed(self, position: int, length: int) -> int:
-        """See `RepairPolicy`: none by their place."""
-        del position, length
-        return 0
-
     def chosen(self, num_tokens: int) -> int:
         """Tokens to recompute of so many that are chosen from at once."""
         return round(self.share * num_tokens)

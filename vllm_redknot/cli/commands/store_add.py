@@ -6,7 +6,6 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -39,13 +38,6 @@ SKIPPED: Final = "skipped"
 Row = dict[str, Any]
 
 
-class Policy(StrEnum):
-    """A server's repair policy."""
-
-    BOUNDARY = "boundary"
-    BLEND = "blend"
-
-
 def add(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Text files, one document each.")],
     model: Annotated[
@@ -76,9 +68,9 @@ def add(
         typer.Option(min=31, metavar="TOKENS", help="The server's `min_reuse`: shorter files are skipped."),
     ] = 64,
     policy: Annotated[
-        Policy,
+        options.Policy,
         typer.Option(help="The server's `policy`: for blend every token of local heads is stored too."),
-    ] = Policy.BOUNDARY,
+    ] = options.Policy.BOUNDARY,
     max_bytes: Annotated[
         int,
         typer.Option(
