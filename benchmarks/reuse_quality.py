@@ -37,7 +37,6 @@ from tools.smollm2_folder import default_folder
 from vllm_redknot.cli.eval_document import without_folder
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments
 from vllm_redknot.cli.reuse_engine import check_variables, reuse_engine
-from vllm_redknot.cli.runs import write_document
 from vllm_redknot.cli.target import settings, target_of_model
 from vllm_redknot.config import ALL_GLOBAL
 from vllm_redknot.evals.answer_file import AnswerFile, open_answers
@@ -48,6 +47,7 @@ from vllm_redknot.evals.requests import Answer
 from vllm_redknot.evals.reuse_cases import ReuseCase, ReuseChoices, reuse_cases
 from vllm_redknot.evals.reuse_requests import ReuseRequest
 from vllm_redknot.evals.run import Engine
+from vllm_redknot.whole_file import write_document
 
 RESULTS: Final = Path(__file__).parent / "results"
 WORKER: Final = ("-m", "vllm_redknot.evals.reuse_worker")
@@ -68,7 +68,7 @@ def with_policies(case: ReuseCase, policies: Sequence[Policy]) -> Case:
             case.reuse,
             key=f"{policy.name}/{case_name(case)}",
             policy=policy.wish,
-            reused=policy.skipped(case.reuse.documents),
+            reused=policy.reused(case.reuse.documents),
         )
     return asked
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from vllm_redknot.evals.requests import Answer
 from vllm_redknot.evals.reuse_cases import ReuseCase
-from vllm_redknot.evals.reuse_requests import Range, reusable
+from vllm_redknot.evals.reuse_requests import Range, reusable, spared
 from vllm_redknot.evals.reuse_scores import figures
 from vllm_redknot.evals.reuse_verdict import Limits, checks
 from vllm_redknot.evals.score import Score
@@ -38,8 +38,7 @@ class Policy:
         name: of its answers, no slash in it.
         wish: what a request says of it, besides its documents.
         boundary: first tokens of a moved document that are recomputed.
-        share: of a moved document's tokens, what is chosen on an early layer, which all of them go through; None
-            skips what the boundary leaves.
+        share: of a moved document's tokens, what is chosen on an early layer; None for the boundary.
     """
 
     name: str
@@ -47,19 +46,9 @@ class Policy:
     boundary: int = 0
     share: float | None = None
 
-    def skipped(self, documents: Sequence[Range]) -> int:
-        """Tokens of these stored documents that take no part in any step."""
-        if self.share is None:
-            return reusable(documents, self.boundary)
-        return reusable([document for document in documents if document[0] == 0], 0)
-
-    def computed(self, case: ReuseCase, answer: Answer) -> int:
-        """Tokens of the prompt that went through all layers."""
-        count = len(case.dense.prompt) - answer.reused
-        if self.share is None:
-            return count
-        moved = sum(end - begin for begin, end in case.reuse.documents if begin)
-        return count - moved + round(self.share * moved)
+    def reused(self, documents: Sequence[Range]) -> int:
+        """Tokens of these stored documents whose KV should come from the store."""
+        return reusable(documents, self.boundary) if self.share is None else spared(documents, self.share)
 
 
 def boundary_policy(tokens: int) -> Policy:
@@ -90,7 +79,7 @@ def results(
             {
                 "policy": policy.name,
                 "wish": dict(policy.wish),
-                "computed": computed(cases, policy, answers[policy.name]),
+                "computed": computed(cases, answers[policy.name]),
                 "figures": cells,
                 "checks": [asdict(check) for check in verdicts],
                 "budget_kept": all(check.passed for check in verdicts),
@@ -116,12 +105,12 @@ def in_cells(scores: Sequence[Score], seed: int) -> list[Cell]:
     return [{**cell, "within_dense_interval": _within(cell)} for cell in (*figures(scores, seed), both)]
 
 
-def computed(cases: Sequence[ReuseCase], policy: Policy, answers: Mapping[str, Answer]) -> dict[str, Any]:
+def computed(cases: Sequence[ReuseCase], answers: Mapping[str, Answer]) -> dict[str, Any]:
     """Prompt tokens that went through all layers, means: of each task, of all, and as a share of all."""
     by_task: dict[str, list[int]] = {}
     for case in cases:
         name = case_name(case)
-        by_task.setdefault(name.split("/")[0], []).append(policy.computed(case, answers[name]))
+        by_task.setdefault(name.split("/")[0], []).append(len(case.dense.prompt) - answers[name].reused)
     everything = [tokens for found in by_task.values() for tokens in found]
     return {
         **{task: round(fmean(found), 1) for task, found in by_task.items()},
@@ -144,7 +133,7 @@ def samples(
                 score.metric: round(score.stock, 6) for score in scores if score.stock is not None
             }
             asked[policy.name] = {
-                "computed": policy.computed(case, answer),
+                "computed": len(case.dense.prompt) - answer.reused,
                 **{score.metric: round(score.redknot, 6) for score in scores},
             }
         yield asked

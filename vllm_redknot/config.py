@@ -101,6 +101,14 @@ class RedknotConfig(BaseModel):
         int,
         Field(ge=0, le=MAX_POSITIONS, description="an integer >= 0 (tokens recomputed per moved document)"),
     ] = 16
+    policy: Annotated[
+        Literal["boundary", "blend"],
+        Field(description='"boundary" or "blend" (which tokens of moved documents are recomputed)'),
+    ] = "boundary"
+    share: Annotated[
+        float,
+        Field(ge=0.0, le=1.0, description="a number from 0 to 1 (of a moved document, recomputed by blend)"),
+    ] = 0.15
     capture: Annotated[
         Literal["off", "first", "marked"],
         Field(

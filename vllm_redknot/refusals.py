@@ -9,6 +9,7 @@ import torch
 
 from vllm_redknot.kernels.layout import HEAD_SIZES
 from vllm_redknot.plugin import vllm_version
+from vllm_redknot.reuse.policy import BLEND, BOUNDARY
 from vllm_redknot.reuse.setup import SCHEDULERS, is_ours
 from vllm_redknot.rows.schedule import Mass, RowSchedule
 from vllm_redknot.settings import BACKEND_NAME, settings_of
@@ -202,3 +203,26 @@ def _mixed_backends(vllm_config: Any) -> str:
     chosen = [attention.backend_per_kind.get(kind, attention.backend) for kind in kinds]
     names = [getattr(backend, "name", "vLLM's own choice") for backend in chosen]
     return " and ".join(dict.fromkeys(name for name in names if name != BACKEND_NAME))
+
+
+def refusals_of_blend(vllm_config: Any, skips_rows: bool) -> list[Refusal]:
+    """What else is not served with KV reuse where the server's policy is blend."""
+    if settings_of(vllm_config).policy != BLEND:
+        return []
+    return [
+        Refusal(
+            f"KV reuse by blend with {what}", f'{remedy}, or give {{"redknot": {{"policy": "{BOUNDARY}"}}}}'
+        )
+        for what, remedy in _of_blend(vllm_config, skips_rows)
+    ]
+
+
+def _of_blend(vllm_config: Any, skips_rows: bool) -> Iterator[tuple[str, str]]:
+    compilation = vllm_config.compilation_config
+    if compilation.mode or getattr(compilation.cudagraph_mode, "value", 0):
+        # Which rows a layer computes depends on what a layer before it found.
+        yield "torch.compile or CUDA graphs", "give --enforce-eager"
+    if skips_rows:
+        yield "row skipping", 'give {"redknot": {"rows": "off"}}'
+    if vllm_config.lora_config is not None:
+        yield "LoRA", "remove --enable-lora"

@@ -15,11 +15,12 @@ from vllm_redknot.heads.tensor_parallel import per_rank
 from vllm_redknot.refusals import (
     Refusal,
     refusals,
+    refusals_of_blend,
     refusals_of_local_heads,
     refusals_of_reuse,
     refusals_of_rows,
 )
-from vllm_redknot.reuse.gate import verified_boundary
+from vllm_redknot.reuse.gate import verified
 from vllm_redknot.reuse.setup import configure
 from vllm_redknot.rows.metrics import show_metrics
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
@@ -64,8 +65,10 @@ def check_engine_config(vllm_config: Any) -> None:
     _state_rows(vllm_config, rows)
     reuse = settings_of(vllm_config).reuse
     if reuse != "off":
+        _refuse(refusals_of_blend(vllm_config, skips_rows=rows is not None))
         _refuse(refusals_of_reuse(vllm_config, rows))
-        configure(vllm_config, verified_boundary(vllm_config, profile, rows) if reuse == "on" else 0)
+        receipt = verified(vllm_config, profile, rows) if reuse == "on" else None
+        configure(vllm_config, *((0, None) if receipt is None else (receipt.boundary, receipt.share)))
 
 
 def _state_rows(vllm_config: Any, rows: RowSchedule | None) -> None:

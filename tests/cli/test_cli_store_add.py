@@ -107,6 +107,15 @@ def test_rows_are_skipped_as_the_option_says(adding: Callable[..., Any], text: W
     assert document["settings"]["additional_config"]["redknot"]["rows"] == "off"
 
 
+def test_a_store_for_blend_is_filled_by_an_engine_for_blend(
+    adding: Callable[..., Any], text: WriteText
+) -> None:
+    result = adding(text("a.txt", words(1)), "--policy", "blend", "--json")
+    settings = json.loads(result.stdout)["settings"]
+    assert settings["additional_config"]["redknot"]["policy"] == "blend"
+    assert settings["enforce_eager"] is True
+
+
 def test_files_that_cannot_be_used_are_named_and_the_others_stored(
     adding: Callable[..., Any], text: WriteText, tmp_path: Path
 ) -> None:

@@ -62,10 +62,26 @@ def test_a_kept_budget_gives_a_receipt_with_the_engines_fingerprint(verify: Run,
     assert {figure.n for figure in receipt.figures if figure.position is None} == {8, 6}
 
 
+def test_a_receipt_for_blend_says_so_and_how_to_serve_with_it(verify: Run, tmp_path: Path) -> None:
+    result = verify("--policy", "blend", "--share", "0.25", width=200)
+    assert result.exit_code == 0, result.output
+    receipt = read_receipt(tmp_path / "out" / FILE_NAME)
+    assert (receipt.policy, receipt.boundary, receipt.share) == ("blend", 0, 0.25)
+    assert receipt.asked.model_dump() == command.QUICK
+    text = " ".join(result.stdout.split())
+    assert "Blend of 25.0%: " in text
+    assert '"store": "FOLDER", "policy": "blend", "share": 0.25}}' in text
+    document = json.loads((tmp_path / "run" / "verify-reuse.json").read_text())
+    assert (document["policy"], document["share"]) == ("blend", 0.25)
+    told = document["engine"]["settings"]["redknot"]
+    assert (told["policy"], told["share"]) == ("blend", 0.25)
+
+
 def test_the_document_has_the_documented_shape(verify: Run) -> None:
     document = json.loads(verify("--json").stdout)
     assert (document["kind"], document["format"]) == ("redknot.verify-reuse", 1)
     assert (document["policy"], document["boundary"], document["passed"]) == ("boundary", 16, True)
+    assert document["share"] is None
     assert 0.5 < document["reused_share"] < 1
     found = {(cell["task"], cell["metric"]) for cell in document["figures"]}
     tokens = {"nll", "kl", "top-1 agreement"}
@@ -207,6 +223,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         (("--block-size", "24"), 2, "--block-size is 24: REDKNOT has pages of a multiple of 16"),
         (("--kv-bytes", "1M"), 1, "--kv-cache-memory-bytes is 1 MiB"),
         (("--needle-recall", "1.5"), 2, "--needle-recall"),
+        (("--share", "0.2"), 2, "--share is for --policy blend"),
+        (("--policy", "blend", "--boundary", "8"), 2, "--boundary for the other"),
+        (("--policy", "blend", "--share", "2"), 2, "--share"),
+        (("--policy", "best"), 2, "--policy"),
+        (("--policy", "blend", "--no-enforce-eager"), 2, "--policy blend needs --enforce-eager"),
+        (("--policy", "blend", "--share", "1"), 1, "nothing is reused: give a smaller --share than 1.0"),
         (("--heads", "none.json"), 1, "none.json"),
         (("--rows", '{"ffn_from": 99}'), 1, "rows.ffn_from is 99: the model's layers are 0 to 29"),
     ],

@@ -110,7 +110,7 @@ def test_a_prefix_hit_comes_before_the_store_and_reuse_goes_on_behind_it(
     expected = ask(server, prompts["longer"], spans)
     assert expected.reused == 134
     again = ask(server, prompts["longer"], spans)
-    assert again.details["prefix_tokens"] in (0, 3 * PAGE)
+    assert 0 <= again.details["prefix_tokens"] <= 3 * PAGE
     assert again.reused == 134
     assert_same([again.completion], [expected.completion])
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from vllm_redknot.evals.reuse_cases import SHORTEST, ReuseCase, ReuseChoices, reuse_cases
-from vllm_redknot.evals.reuse_requests import ReuseRequest, reusable, reuse_request_from_json
+from vllm_redknot.evals.reuse_requests import ReuseRequest, reusable, reuse_request_from_json, spared
 
 CHOICES = ReuseChoices(
     boundary=16, documents=4, document_tokens=150, texts=2, questions=6, length=700, seed=0
@@ -111,6 +111,27 @@ def test_tokens_that_must_come_from_the_store(
     spans: list[tuple[int, int]], boundary: int, tokens: int
 ) -> None:
     assert reusable(spans, boundary) == tokens
+
+
+@pytest.mark.parametrize(
+    ("spans", "share", "tokens"),
+    [
+        ([(0, 100), (100, 200)], 0.15, 100 + 85),
+        ([(5, 100), (100, 200)], 1.0, 0),
+        ([(5, 100), (100, 200)], 0.0, 195),
+    ],
+)
+def test_tokens_that_blend_must_take_from_the_store(
+    spans: list[tuple[int, int]], share: float, tokens: int
+) -> None:
+    assert spared(spans, share) == tokens
+
+
+def test_with_a_share_the_same_prompts_ask_for_blend(cases: list[ReuseCase], tokenizer: Tokenizer) -> None:
+    blend = list(reuse_cases(tokenizer, replace(CHOICES, boundary=0, share=0.15)))
+    assert [case.reuse.prompt for case in blend] == [case.reuse.prompt for case in cases]
+    assert all(case.reuse.policy == {"policy": "blend", "share": 0.15} for case in blend)
+    assert all(case.reuse.reused == spared(case.reuse.documents, 0.15) for case in blend)
 
 
 def test_a_request_passes_between_processes_unchanged(cases: list[ReuseCase]) -> None:

@@ -23,12 +23,17 @@ REUSE = ReuseRequest(
 
 @dataclass
 class FakeEngine:
-    """Expects `greedy` tokens, each next token a nat less likely; `cached` tokens were not computed."""
+    """Expects `greedy` tokens, each next token a nat less likely; `cached` tokens were not computed.
+
+    `said` is what its responses say of reuse; nothing where it `stops` at a string.
+    """
 
     greedy: tuple[int, ...]
     cached: int = 0
     asked: list[tuple[tuple[int, ...], Any, Any]] = field(default_factory=list)
     resets: int = 0
+    said: dict[str, int] = field(default_factory=dict)
+    stops: bool = False
 
     def reset_prefix_cache(self) -> None:
         self.resets += 1
@@ -40,7 +45,8 @@ class FakeEngine:
         tokens = self.greedy[len(ids) - 10 :][: params.max_tokens] if len(ids) >= 10 else (0,)
         steps = [self.step(token, params) for token in tokens]
         output = SimpleNamespace(text=" ".join(map(str, tokens)), token_ids=tokens, logprobs=steps)
-        return [SimpleNamespace(outputs=[output], num_cached_tokens=self.cached)]
+        told = None if self.stops and params.stop else {"redknot_reuse": self.said}
+        return [SimpleNamespace(outputs=[output], num_cached_tokens=self.cached, kv_transfer_params=told)]
 
     def step(self, greedy: int, params: Any) -> dict[int, Any]:
         order = [(greedy + rank) % VOCABULARY for rank in range(VOCABULARY)]
@@ -106,6 +112,25 @@ def test_documents_of_the_request_before_are_not_computed_again() -> None:
     ]
     # Only those have surely not been evicted.
     assert stored == {(2, 3), (4, 5, 6, 7)}
+
+
+BLEND = replace(REUSE, documents=((1, 4), (4, 8)), policy={"policy": "blend", "share": 0.15}, reused=6)
+
+
+def test_under_blend_the_response_tells_what_came_from_the_store() -> None:
+    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 6})
+    reuse_answer(engine, BLEND, set())
+    wish = {"spans": [[1, 4], [4, 8]], "policy": "blend", "share": 0.15}
+    assert [(ids, wish) for ids, wish, _ in engine.asked[2:]] == [(BLEND.prompt, wish)]
+    with pytest.raises(RuntimeError, match="reuse/a: 5 tokens were not computed instead of 6"):
+        reuse_answer(FakeEngine((20, 21, 22, 23), said={"segment_tokens": 5}), BLEND, set())
+
+
+def test_where_a_stop_string_has_lost_the_response_it_is_asked_for_again() -> None:
+    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 6}, stops=True)
+    reuse_answer(engine, replace(BLEND, stop=("23",)), set())
+    again = engine.asked[-1]
+    assert (again[0], again[2].max_tokens, again[2].stop) == (BLEND.prompt, 1, [])
 
 
 @pytest.mark.parametrize(("request_", "cached"), [(REUSE, 0), (REUSE, 5), (DENSE, 6)])

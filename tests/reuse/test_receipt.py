@@ -165,6 +165,32 @@ def test_a_boundary_may_be_larger_than_the_receipts_but_not_smaller() -> None:
     assert differences(receipt(), PRINT, 15) == ['boundary is 15 here and 16 there (give {"boundary": 16})']
 
 
+def test_a_receipt_is_of_one_policy_and_a_share_may_be_larger_but_not_smaller() -> None:
+    blend = receipt(policy="blend", boundary=0, share=0.15)
+    assert differences(blend, PRINT, 16, 0.15) == differences(blend, PRINT, 0, 1.0) == []
+    assert differences(blend, PRINT, 16, 0.1) == ['share is 0.1 here and 0.15 there (give {"share": 0.15})']
+    told = 'policy is "boundary" here and "blend" there (give {"policy": "blend"})'
+    assert differences(blend, PRINT, 16) == [told]
+    told = 'policy is "blend" here and "boundary" there (give {"policy": "boundary"})'
+    assert differences(receipt(), PRINT, 16, 1.0) == [told]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy": "blend"},
+        {"policy": "blend", "boundary": 16, "share": 0.1},
+        {"share": 0.1},
+        {"policy": "blend", "boundary": 0, "share": 1.5},
+        {"policy": "blend", "boundary": 0, "share": "0.5"},
+    ],
+)
+def test_a_receipt_has_the_numbers_of_its_policy(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path / "receipt.json", {**DOCUMENT, **changes})
+    with pytest.raises(ReceiptError, match="is no valid receipt"):
+        read_receipt(path)
+
+
 def test_a_receipt_is_looked_for_where_the_setting_says_else_beside_the_model_and_in_the_cache(
     tmp_path: Path,
 ) -> None:

@@ -19,9 +19,27 @@ def test_off_is_off() -> None:
 
 def test_objects_and_their_json_say_the_same() -> None:
     wish = {"spans": [[4, 9], [0, 3]], "boundary": 4, "reuse": False}
-    expected = Control(spans=((0, 3), (4, 9)), boundary=4, reuse=False)
+    expected = Control(spans=((0, 3), (4, 9)), boundary=4, reuse=False, policy="boundary")
     assert parse_control({"redknot_reuse": wish}, 9) == expected
     assert parse_control({"redknot_reuse": json.dumps(wish)}, 9) == expected
+
+
+@pytest.mark.parametrize(
+    ("wish", "policy", "boundary", "share"),
+    [
+        ({}, None, None, None),
+        ({"policy": "blend"}, "blend", None, None),
+        ({"policy": "blend", "share": 1}, "blend", None, 1.0),
+        ({"share": 0}, "blend", None, 0.0),
+        ({"boundary": 0}, "boundary", 0, None),
+        ({"policy": "boundary"}, "boundary", None, None),
+    ],
+)
+def test_the_policy_is_the_one_whose_number_is_given(
+    wish: Any, policy: str | None, boundary: int | None, share: float | None
+) -> None:
+    control = parse_control({"redknot_reuse": wish}, 9)
+    assert (control.policy, control.boundary, control.share) == (policy, boundary, share)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +52,19 @@ def test_objects_and_their_json_say_the_same() -> None:
         ({"boundary": True}, "boundary is True: give an integer >= 0"),
         ({"boundary": 1.5}, "boundary is 1.5: give an integer >= 0"),
         ({"reuse": 1}, "reuse is 1: give true or false"),
+        ({"policy": "best"}, 'policy is .best.: give "boundary" or "blend"'),
+        ({"policy": ["blend"]}, 'give "boundary" or "blend"'),
+        ({"policy": "blend", "share": 1.5}, "share is 1.5: give a number from 0 to 1"),
+        ({"share": -0.1}, "give a number from 0 to 1"),
+        ({"share": True}, "give a number from 0 to 1"),
+        ({"share": "0.1"}, "give a number from 0 to 1"),
+        ({"share": float("nan")}, "give a number from 0 to 1"),
+        (
+            {"policy": "blend", "boundary": 16},
+            '"boundary" is of policy "boundary", "share" of "blend"; give one',
+        ),
+        ({"policy": "boundary", "share": 0.1}, "give one"),
+        ({"boundary": 0, "share": 0.1}, "give one"),
         ({"spans": [[0, 10]]}, "give 0 <= begin < end <= 9"),
         ({"spans": [[0, 5], [4, 9]]}, "overlap"),
     ],

@@ -39,6 +39,7 @@ def configured(folder: Path, tmp_path: Path) -> Configured:
                 "skip_tokenizer_init": True,
                 "dtype": "bfloat16",
                 "attention_backend": "REDKNOT",
+                "enforce_eager": True,
                 "additional_config": {"redknot": {**common, **settings}},
                 **arguments,
             }
@@ -138,6 +139,7 @@ def test_on_without_a_receipt_names_the_places_and_both_remedies(
         ({}, {"hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}}, "rope is "),
         ({"rows": {"ffn_from": 1}}, {"enforce_eager": True}, r"else: rows is '\w{16}' here and '' there"),
         ({"boundary": 8}, {}, r'boundary is 8 here and 16 there \(give {"boundary": 16}\)'),
+        ({"policy": "blend"}, {}, 'policy is "blend" here and "boundary" there'),
         ({"capture": "marked"}, {}, r'KV reuse "on" with documents captured behind others: give'),
     ],
 )
@@ -153,6 +155,21 @@ def test_a_model_that_is_not_the_receipts_is_refused_with_what_differs(
         settings = {**settings, "heads": local_heads}
     with pytest.raises(Exception, match=told):
         configured({"reuse": "on", "receipt": str(receipt), **settings}, **arguments)
+
+
+def test_a_receipt_for_blend_is_for_blend_and_tells_the_connector_the_least_share(
+    configured: Configured, receipt: Path
+) -> None:
+    document = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**document, "policy": "blend", "boundary": 0, "share": 0.15}))
+    on = {"reuse": "on", "receipt": str(receipt), "policy": "blend"}
+    config = configured({**on, "share": 0.2})
+    least = {"least_boundary": 0, "least_share": 0.15}
+    assert config.kv_transfer_config.kv_connector_extra_config == least
+    with pytest.raises(Exception, match=r'share is 0.1 here and 0.15 there \(give {"share": 0.15}\)'):
+        configured({**on, "share": 0.1})
+    with pytest.raises(Exception, match='policy is "boundary" here and "blend" there'):
+        configured({**on, "policy": "boundary"})
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_redknot.reuse.messages import Lookup
+from vllm_redknot.reuse.permitted import Permitted
 from vllm_redknot.reuse.tracker import Tracker
 
 
@@ -27,14 +28,14 @@ def lookup(tracker: Tracker, boundary: int | None) -> tuple[Lookup, dict[str, An
 
 @pytest.mark.parametrize(("wish", "used"), [(None, 24), (16, 16), (99, 99)])
 def test_a_boundary_that_is_large_enough_is_honoured(wish: int | None, used: int) -> None:
-    asked, details = lookup(Tracker(24, "first", 64, least_boundary=16), wish)
+    asked, details = lookup(Tracker(Permitted(24, least_boundary=16), "first", 64), wish)
     assert asked.boundary == used
     assert "problem" not in details
 
 
 @pytest.mark.parametrize("wish", [0, 15])
 def test_a_smaller_one_is_raised_and_the_response_says_so(wish: int) -> None:
-    asked, details = lookup(Tracker(24, "first", 64, least_boundary=16), wish)
+    asked, details = lookup(Tracker(Permitted(24, least_boundary=16), "first", 64), wish)
     assert asked.boundary == 16
     assert details["problem"] == (
         f"boundary {wish} is less than 16, which the server's receipt is for: 16 was used"
@@ -42,7 +43,7 @@ def test_a_smaller_one_is_raised_and_the_response_says_so(wish: int) -> None:
 
 
 def test_without_a_receipt_any_boundary_is_honoured() -> None:
-    asked, details = lookup(Tracker(24, "first", 64), 0)
+    asked, details = lookup(Tracker(Permitted(24), "first", 64), 0)
     assert asked.boundary == 0
     assert "problem" not in details
 

@@ -71,6 +71,28 @@ def test_what_reuse_does_not_serve_is_refused_with_a_remedy(
         config_of(folder, {"reuse": "force", "store": str(tmp_path)}, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({}, {"enforce_eager": False}, "by blend with torch.compile or CUDA graphs: give --enforce-eager"),
+        ({"rows": {"ffn_from": 1}}, {}, "by blend with row skipping: give"),
+        ({}, {"enable_lora": True}, "by blend with LoRA: remove --enable-lora"),
+    ],
+)
+def test_what_blend_does_not_serve_is_refused_with_a_remedy(
+    settings: dict[str, Any], arguments: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
+    reuse = {"reuse": "force", "store": str(tmp_path), "policy": "blend", **settings}
+    with pytest.raises(Exception, match=rf"{message}.*\"policy\": \"boundary\""):
+        config_of(folder, reuse, **{"enforce_eager": True, **arguments})
+
+
+def test_blend_is_served_eagerly(folder: Path, tmp_path: Path) -> None:
+    settings = {"reuse": "force", "store": str(tmp_path), "policy": "blend"}
+    config = config_of(folder, settings, enforce_eager=True)
+    assert config.kv_transfer_config.kv_connector_extra_config == {"least_boundary": 0}
+
+
 def test_a_vllm_whose_scheduler_was_not_checked_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Options that several commands have."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,13 @@ from vllm_redknot.heads.errors import HeadFileError
 from vllm_redknot.rows.schedule import SECTION
 
 ROWS_OFF = "off"
+
+
+class Policy(StrEnum):
+    """Which tokens of moved documents KV reuse recomputes."""
+
+    BOUNDARY = "boundary"
+    BLEND = "blend"
 
 
 def parse_rows(text: str) -> dict[str, Any] | str:

@@ -18,6 +18,7 @@ from vllm_redknot.evals.reuse_scores import figures
 from vllm_redknot.evals.reuse_verdict import Limits, checks
 from vllm_redknot.evals.run import Answered
 from vllm_redknot.reuse.fingerprint import Fingerprint
+from vllm_redknot.reuse.policy import BLEND, BOUNDARY
 from vllm_redknot.reuse.receipt import (
     FILE_NAME,
     FORMAT,
@@ -27,6 +28,8 @@ from vllm_redknot.reuse.receipt import (
     write_receipt,
 )
 
+REPAIR = ("boundary", "share", "seed")
+"""Of the choices, what the document says of itself; the rest is what was asked."""
 CHECKED = ("task", "metric", "rule", "dense", "reuse", "limit", "passed")
 KL_NOTE = (
     f"lower bound of KL(dense || reuse) in nats per token of the right answer: over the tokens among the {TOP} most"
@@ -60,7 +63,7 @@ def verification(result: Result) -> dict[str, Any]:
     verdicts = checks(scores, cells, result.limits)
     facts = dict(result.answered.facts)
     rows = row_schedule(result.target, result.config)
-    asked = {key: value for key, value in asdict(choices).items() if key not in ("boundary", "seed")}
+    asked = {key: value for key, value in asdict(choices).items() if key not in REPAIR}
     return {
         "kind": "redknot.verify-reuse",
         "format": 1,
@@ -75,8 +78,9 @@ def verification(result: Result) -> dict[str, Any]:
         },
         "row_schedule": None if rows is None else rows.to_section(),
         "fingerprint": facts.pop("fingerprint"),
-        "policy": "boundary",
+        "policy": BOUNDARY if choices.share is None else BLEND,
         "boundary": choices.boundary,
+        "share": choices.share,
         "seed": choices.seed,
         "asked": asked,
         "versions": versions(),
@@ -110,7 +114,7 @@ def receipt_of(document: Mapping[str, Any]) -> Receipt:
             **{
                 key: document[key]
                 for key in (
-                    *("fingerprint", "policy", "boundary", "seed", "asked"),
+                    *("fingerprint", "policy", "boundary", "share", "seed", "asked"),
                     *("versions", "budget", "figures"),
                 )
             },

@@ -26,7 +26,7 @@ def show_verification(out: Console, document: Mapping[str, Any]) -> None:
     out.print(document["heads"]["origin"], style="bold", soft_wrap=True)
     out.print(document["heads"]["description"], soft_wrap=True)
     out.print(
-        f"Boundary {document['boundary']}: {document['reused_share']:.1%} of the prompts' tokens come from the store."
+        f"{_repair(document)}: {document['reused_share']:.1%} of the prompts' tokens come from the store."
         " Means with bootstrap 95% intervals; a difference is noise if its interval holds zero.",
         soft_wrap=True,
     )
@@ -61,9 +61,19 @@ def _outcome(document: Mapping[str, Any]) -> Iterator[str]:
         "reuse": "on",
         "receipt": document["receipt"],
         "store": "FOLDER",
-        "boundary": document["boundary"],
+        **(
+            {"boundary": document["boundary"]}
+            if document["share"] is None
+            else {"policy": document["policy"], "share": document["share"]}
+        ),
     }
     yield f"To serve with it: --additional-config {shlex.quote(json.dumps({'redknot': section}))}"
+
+
+def _repair(document: Mapping[str, Any]) -> str:
+    if document["share"] is None:
+        return f"Boundary {document['boundary']}"
+    return f"Blend of {document['share']:.1%}"
 
 
 def _row(cell: Cell) -> Sequence[str]:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -20,11 +20,12 @@ from vllm_redknot.evals.opening import opening
 from vllm_redknot.evals.qa import DATA_SETS, DataSet, read_questions
 from vllm_redknot.evals.qa_items import MAX_TOKENS, choose_questions, first_accepted, passage
 from vllm_redknot.evals.requests import Answer, Ids
-from vllm_redknot.evals.reuse_requests import Range, ReuseRequest, reusable
+from vllm_redknot.evals.reuse_requests import Range, ReuseRequest, reusable, spared
 from vllm_redknot.evals.reuse_scores import needle_scores, question_scores
 from vllm_redknot.evals.score import Place, Score, Task
 from vllm_redknot.evals.texts import essay_sentences
 from vllm_redknot.reuse.finder import DEFAULT_MIN_TOKENS
+from vllm_redknot.reuse.policy import BLEND
 
 SHORTEST: Final = DEFAULT_MIN_TOKENS + 1
 """Tokens of the shortest paragraph that is stored: reuse looks for no shorter ones."""
@@ -43,6 +44,7 @@ class ReuseChoices:
         questions: of each data set.
         length: most tokens of a prompt with a question.
         seed: draws everything.
+        share: of moved documents, what blend recomputes; None for the boundary.
     """
 
     boundary: int
@@ -52,6 +54,16 @@ class ReuseChoices:
     questions: int
     length: int
     seed: int
+    share: float | None = None
+
+    @property
+    def wish(self) -> dict[str, Any]:
+        """What requests say of repair."""
+        return {"boundary": self.boundary} if self.share is None else {"policy": BLEND, "share": self.share}
+
+    def reused(self, documents: Sequence[Range]) -> int:
+        """Tokens of stored documents whose KV should come from the store."""
+        return reusable(documents, self.boundary) if self.share is None else spared(documents, self.share)
 
 
 class ReuseCase(NamedTuple):
@@ -127,7 +139,7 @@ def _asked(
         answer,
         len(answer) + SPARE_TOKENS,
         (),
-        choices.boundary,
+        choices,
     )
     place = Place(task, choices.documents * choices.document_tokens, float(position))
     return ReuseCase(dense, reuse, partial(needle_scores, place, code))
@@ -144,7 +156,7 @@ def _question(tokenizer: Tokenizer, choices: ReuseChoices, data_set: DataSet, in
         first_accepted(tokenizer, question),
         MAX_TOKENS,
         ("\n",),
-        choices.boundary,
+        choices,
     )
     place = Place(data_set, choices.length)
     return ReuseCase(dense, reuse, partial(question_scores, place, question.accepted))
@@ -156,7 +168,7 @@ def _requests(
     forced: Ids,
     max_tokens: int,
     stop: tuple[str, ...],
-    boundary: int,
+    choices: ReuseChoices,
 ) -> tuple[ReuseRequest, ReuseRequest]:
     """The same prompt twice: computed, and with its documents from the store."""
     begin, documents, ask = parts
@@ -171,8 +183,8 @@ def _requests(
         *(f"reuse/{key}", tuple(prompt), max_tokens, stop, forced),
         top=TOP,
         documents=tuple(spans),
-        policy={"boundary": boundary},
-        reused=reusable(spans, boundary),
+        policy=choices.wish,
+        reused=choices.reused(spans),
     )
     return whole, stored
 

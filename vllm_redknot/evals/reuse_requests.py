@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_redknot.evals.requests import Request, request_from_json
 from vllm_redknot.reuse.plan import MIN_TOKENS
-from vllm_redknot.reuse.policy import repair_policy
+from vllm_redknot.reuse.policy import Blend, repair_policy
 
 Range = tuple[int, int]
 
@@ -48,3 +48,8 @@ def reusable(documents: Iterable[Range], boundary: int) -> int:
     policy = repair_policy(boundary)
     kept = [end - begin - policy.recomputed(begin, 0, end - begin) for begin, end in documents]
     return sum(tokens for tokens in kept if tokens >= MIN_TOKENS)
+
+
+def spared(documents: Iterable[Range], share: float) -> int:
+    """Tokens of these stored documents that blend does not choose."""
+    return sum(end - begin - (Blend(share).chosen(end - begin) if begin else 0) for begin, end in documents)

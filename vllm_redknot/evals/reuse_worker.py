@@ -19,6 +19,8 @@ from vllm_redknot.reuse.control import ARGUMENT
 
 LEAST_REUSED: Final = 0.9
 """Of `ReuseRequest.reused`: what documents have in common may be stored with one of them alone."""
+RESPONSE_KEY: Final = "redknot_reuse"
+"""Of `kv_transfer_params`."""
 Row = tuple[list[int], list[float]]
 """Ids and logprobs: the token that is there, then the most likely ones, falling."""
 
@@ -67,7 +69,7 @@ def _continue(llm: Any, request: ReuseRequest, wish: Any) -> Answer:
         )
         if text is None:
             text = output.outputs[0].text
-            reused = _reused(request, output)
+            reused = _reused(llm, request, wish, output)
         for token, step in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
             if len(rows) == len(request.forced):
                 break
@@ -95,13 +97,23 @@ def _row(llm: Any, request: ReuseRequest, wish: Any, step: Any, place: int) -> R
     return [wanted, *likely], [float(logprob), *(float(step[token].logprob) for token in likely)]
 
 
-def _reused(request: ReuseRequest, output: Any) -> int:
-    """Prompt tokens that were not computed. Raises RuntimeError."""
-    # The prefix cache was empty. What a response says of reuse is lost where a stop string ends it.
+def _reused(llm: Any, request: ReuseRequest, wish: Any, output: Any) -> int:
+    """Prompt tokens whose KV came from the store. Raises RuntimeError."""
+    # The prefix cache was empty.
     cached = output.num_cached_tokens or 0
+    if "share" in (request.policy or {}):
+        # All tokens of moved documents are in steps, so only the response tells.
+        cached = _segment_tokens(llm, request, wish, output)
     if cached < LEAST_REUSED * request.reused or (cached and request.policy is None):
         raise RuntimeError(f"{request.key}: {cached} tokens were not computed instead of {request.reused}")
     return int(cached)
+
+
+def _segment_tokens(llm: Any, request: ReuseRequest, wish: Any, output: Any) -> int:
+    # What a response says of reuse is lost where a stop string ends it: ask for one that nothing ends.
+    if output.kv_transfer_params is None:
+        output = _generate(llm, request.prompt, wish, temperature=0.0, max_tokens=1)
+    return int(output.kv_transfer_params[RESPONSE_KEY]["segment_tokens"])
 
 
 def _generate(llm: Any, prompt: tuple[int, ...], wish: Any, **sampling: Any) -> Any:

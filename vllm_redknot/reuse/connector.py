@@ -16,7 +16,9 @@ from vllm.logger import init_logger
 from vllm_redknot.reuse.messages import ReuseMetadata, ReuseReport
 from vllm_redknot.reuse.metrics import Changes, ReuseMetrics, ReuseStats
 from vllm_redknot.reuse.opening import open_store
-from vllm_redknot.reuse.setup import LEAST_BOUNDARY
+from vllm_redknot.reuse.permitted import Permitted
+from vllm_redknot.reuse.policy import BLEND
+from vllm_redknot.reuse.setup import LEAST_BOUNDARY, LEAST_SHARE
 from vllm_redknot.reuse.store import SegmentStore
 from vllm_redknot.reuse.tracker import Tracker
 from vllm_redknot.reuse.worker import ReuseWorker
@@ -45,9 +47,13 @@ class SegmentReuseConnector(KVConnectorBase_V1):
         if role == KVConnectorRole.SCHEDULER:
             self._skips_rows = resolve_model_rows(vllm_config) is not None
             own = vllm_config.kv_transfer_config.kv_connector_extra_config
-            self.tracker = Tracker(
-                settings.boundary, settings.capture, settings.min_reuse, own.get(LEAST_BOUNDARY, 0)
+            permitted = Permitted(
+                boundary=settings.boundary,
+                least_boundary=own.get(LEAST_BOUNDARY, 0),
+                share=settings.share if settings.policy == BLEND else None,
+                least_share=own.get(LEAST_SHARE),
             )
+            self.tracker = Tracker(permitted, settings.capture, settings.min_reuse)
 
     @property
     def store(self) -> SegmentStore:
@@ -102,9 +108,9 @@ class SegmentReuseConnector(KVConnectorBase_V1):
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Write spans; before the forward pass where there are any."""
-        del forward_context, kwargs
+        del kwargs
         if self._worker is not None:
-            self._worker.load(self._message())
+            self._worker.load(self._message(), forward_context.attn_metadata)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are complete before the forward pass."""

@@ -3,6 +3,9 @@
 "off"                                      nothing is reused or stored for this request
 {"spans": [[begin, end], ...],             documents of the prompt, in tokens; they are looked up, and stored
  "boundary": N,                            tokens recomputed at the start of each moved document
+ "policy": "boundary" or "blend",          which tokens of moved documents are recomputed; without it the policy whose
+                                           number is given, or else the server's
+ "share": X,                               of a moved document's tokens, 0 to 1, that blend recomputes
  "reuse": false}                           nothing is taken from the store: the documents are computed and stored
 '{"spans": ...}'                           the same as a JSON string: vllm_xargs takes no objects
 """
@@ -15,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm_redknot.reuse.faults import ReuseError
+from vllm_redknot.reuse.policy import BLEND, BOUNDARY, POLICIES
 from vllm_redknot.reuse.spans import Span, parse_spans
 
 ARGUMENT: Final = "redknot_reuse"
-KEYS: Final = ("spans", "boundary", "reuse")
+KEYS: Final = ("spans", "boundary", "policy", "share", "reuse")
 VALID: Final = (
-    '"off", or an object with "spans" ([[begin, end], ...]), "boundary" (tokens) and "reuse" (true or false)'
+    '"off", or an object with "spans" ([[begin, end], ...]), "policy" ("boundary" or "blend"), "boundary" (tokens) or'
+    ' "share" (0 to 1), and "reuse" (true or false)'
 )
 
 
@@ -32,6 +37,8 @@ class Control:
         enabled: whether anything may be reused or stored.
         spans: documents that the request marks.
         boundary: tokens recomputed per moved span; None leaves it to the server.
+        policy: "boundary" or "blend"; None leaves it to the server.
+        share: of a moved span's tokens that blend recomputes; None leaves it to the server.
         reuse: whether stored KV is used. Without it marked documents are computed, and stored unless they are stored
             exactly: what overlaps a stored document is then of nothing but itself.
     """
@@ -40,6 +47,8 @@ class Control:
     spans: tuple[Span, ...] = ()
     boundary: int | None = None
     reuse: bool = True
+    policy: str | None = None
+    share: float | None = None
 
 
 OFF: Final = Control(enabled=False)
@@ -69,6 +78,24 @@ def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) 
     reuse = value.get("reuse", True)
     if not isinstance(reuse, bool):
         raise ReuseError(f"{ARGUMENT}.reuse is {reuse!r:.80}: give true or false")
-    return Control(
-        spans=parse_spans(value.get("spans", []), num_prompt_tokens), boundary=boundary, reuse=reuse
-    )
+    policy, share = _policy(value)
+    spans = parse_spans(value.get("spans", []), num_prompt_tokens)
+    return Control(spans=spans, boundary=boundary, reuse=reuse, policy=policy, share=share)
+
+
+def _policy(value: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """Policy and share; the policy follows from the number that is given."""
+    share, policy = value.get("share"), value.get("policy")
+    if policy is not None and policy not in POLICIES:
+        raise ReuseError(f'{ARGUMENT}.policy is {policy!r:.80}: give "{BOUNDARY}" or "{BLEND}"')
+    if share is not None:
+        # Not a number compares false.
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise ReuseError(f"{ARGUMENT}.share is {share!r:.80}: give a number from 0 to 1")
+        share = float(share)
+    given = [BOUNDARY] * (value.get("boundary") is not None) + [BLEND] * (share is not None)
+    if len({policy, *given} - {None}) > 1:
+        raise ReuseError(
+            f'{ARGUMENT} is {dict(value)!r:.80}: "boundary" is of policy "{BOUNDARY}", "share" of "{BLEND}"; give one'
+        )
+    return policy or (given[0] if given else None), share

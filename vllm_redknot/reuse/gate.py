@@ -10,6 +10,7 @@ from vllm.logger import init_logger
 from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.installed import installed_version
 from vllm_redknot.reuse.identity import fingerprint_of
+from vllm_redknot.reuse.policy import BLEND
 from vllm_redknot.reuse.receipt import Receipt, ReceiptError, matching_receipt, places
 from vllm_redknot.rows.schedule import RowSchedule
 from vllm_redknot.settings import settings_of
@@ -20,8 +21,8 @@ DISTRIBUTIONS: Final = ("vllm-redknot", "vllm", "torch")
 """Another version is worth a warning: figures may be a little different, stored KV is not."""
 
 
-def verified_boundary(vllm_config: Any, profile: HeadProfile, rows: RowSchedule | None) -> int:
-    """The fewest tokens per moved document that the configured model's receipt allows to recompute.
+def verified(vllm_config: Any, profile: HeadProfile, rows: RowSchedule | None) -> Receipt:
+    """The receipt of the configured model and its repair policy: no request may recompute less than it says.
 
     Args:
         vllm_config: a complete configuration, as it is about to run.
@@ -37,7 +38,10 @@ def verified_boundary(vllm_config: Any, profile: HeadProfile, rows: RowSchedule 
     folder = Path(vllm_config.model_config.model)
     try:
         receipt, path = matching_receipt(
-            places(settings.receipt, folder, settings.cache_path, fingerprint), fingerprint, settings.boundary
+            places(settings.receipt, folder, settings.cache_path, fingerprint),
+            fingerprint,
+            settings.boundary,
+            settings.share if settings.policy == BLEND else None,
         )
     except ReceiptError as error:
         raise ReceiptError(
@@ -54,11 +58,12 @@ def verified_boundary(vllm_config: Any, profile: HeadProfile, rows: RowSchedule 
     changed = [name for name in DISTRIBUTIONS if receipt.versions.get(name) != installed_version(name)]
     if changed:
         logger.warning_once("REDKNOT: %s was made with another version of %s", path, ", ".join(changed))
-    return receipt.boundary
+    return receipt
 
 
 def _told(receipt: Receipt) -> str:
     kept = "; ".join(
         f"{check.task} {check.metric} {check.reuse:.3f} of {check.dense:.3f}" for check in receipt.checks
     )
-    return f"boundary {receipt.boundary}; {kept}"
+    repair = f"boundary {receipt.boundary}" if receipt.share is None else f"blend, share {receipt.share}"
+    return f"{repair}; {kept}"

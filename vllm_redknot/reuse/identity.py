@@ -53,6 +53,7 @@ def scope_of(
     layer_ids: Sequence[int],
     visibilities: Sequence[Sequence[HeadVisibility]],
     kv_dtype: str,
+    slack: int = 0,
 ) -> Scope:
     """The scope for a model as it runs.
 
@@ -63,6 +64,7 @@ def scope_of(
         layer_ids: attention layers, increasing.
         visibilities: per layer, what each KV head of the rank sees, layers' own windows included.
         kv_dtype: of keys and values, such as "bfloat16".
+        slack: tokens that local heads keep beyond their window.
 
     Raises:
         ReuseError: The checkpoint is no local folder of safetensors files.
@@ -75,6 +77,7 @@ def scope_of(
         sink=tuple(
             tuple(seen.sink if seen.window is not None else 0 for seen in row) for row in visibilities
         ),
+        slack=slack if any(seen.window is not None for row in visibilities for seen in row) else 0,
     )
     return Scope(fingerprint_of(vllm_config, profile, rows), layout)
 

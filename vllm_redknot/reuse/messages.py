@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from vllm_redknot.reuse.plan import CleanSpan
+from vllm_redknot.reuse.policy import Blend
 from vllm_redknot.reuse.spans import Span
 
 BlockIds = tuple[list[int], ...]
@@ -42,6 +43,7 @@ class Load:
     span: CleanSpan
     reader: int  # position of the first token that is computed behind it
     blocks: BlockIds
+    blend: Blend | None = None  # the span's tokens are part of this step, and so many of them are computed
 
 
 @dataclass(frozen=True)

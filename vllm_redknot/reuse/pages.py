@@ -50,6 +50,7 @@ class PagedModel:
         self, layout: SegmentFormat, layers: Sequence[SegmentLayout], groups: Sequence[Sequence[int]]
     ) -> None:
         self.format = layout
+        self.layers = tuple(layers)
         self.page_size = layers[0].page_size
         self.parts: dict[HeadKind, list[Part]] = {}
         for row, (layer, of_heads) in enumerate(zip(layers, groups, strict=True)):

@@ -30,10 +30,19 @@ class CleanSpan(NamedTuple):
     content: str
     offset: int
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is missing from its KV: the start of a segment at the start of the prompt."""
+        return self.begin == 0 and self.offset == 0
+
     def after(self, position: int) -> CleanSpan:
         """What is left of it from `position` on."""
         skipped = max(0, position - self.begin)
         return CleanSpan(self.begin + skipped, self.end, self.content, self.offset + skipped)
+
+    def before(self, position: int) -> CleanSpan:
+        """What there is of it before `position`."""
+        return self._replace(end=min(self.end, position))
 
 
 def plan_spans(

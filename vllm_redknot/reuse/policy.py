@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+BOUNDARY: Final = "boundary"
+BLEND: Final = "blend"
+POLICIES: Final = (BOUNDARY, BLEND)
 
 
 class RepairPolicy(Protocol):
@@ -40,6 +44,21 @@ class Boundary:
     def recomputed(self, position: int, offset: int, length: int) -> int:
         """See `RepairPolicy`."""
         return min(self.tokens, length) if position or offset else 0
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A share of every moved span's tokens, wherever they stand in it: those whose K and V deviate most (CacheBlend).
+
+    Which they are is known on an early layer of the forward pass, so moved spans are not skipped: all their tokens go
+    through the layers before it, the chosen ones through all layers.
+    """
+
+    share: float  # 0 to 1
+
+    def chosen(self, num_tokens: int) -> int:
+        """Tokens to recompute of so many that are chosen from at once."""
+        return round(self.share * num_tokens)
 
 
 def repair_policy(boundary: int) -> RepairPolicy:

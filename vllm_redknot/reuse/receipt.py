@@ -1,4 +1,4 @@
-"""The receipt of the quality gate: which model bears reuse, with what boundary, and the figures that say so.
+"""The receipt of the quality gate: which model bears reuse, with what repair, and the figures that say so.
 
 `redknot verify-reuse` writes it; a server whose settings say `"reuse": "on"` reads it. Plain data of at most
 `MAX_BYTES`, and untrusted: anything but what the gate writes is an error.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.fingerprint import Fingerprint
+from vllm_redknot.reuse.policy import BLEND, BOUNDARY
 from vllm_redknot.whole_file import write_whole
 
 KIND: Final = "redknot.reuse-receipt"
@@ -94,13 +95,17 @@ class Asked(Part):
 
 
 class Receipt(Part):
-    """The whole file. `fingerprint` is `Fingerprint.to_json()` of the engine that answered."""
+    """The whole file. `fingerprint` is `Fingerprint.to_json()` of the engine that answered.
+
+    `share` is of the policy "blend", whose `boundary` is 0; None for "boundary".
+    """
 
     kind: Literal["redknot.reuse-receipt"]
     format: Literal[1]
     fingerprint: dict[str, str | int]
-    policy: Literal["boundary"]
+    policy: Literal["boundary", "blend"]
     boundary: Count
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0)]
     asked: Asked
     versions: dict[str, str | None]
@@ -112,6 +117,12 @@ class Receipt(Part):
     def is_thin(self) -> bool:
         """Whether it rests on too few questions to see a loss."""
         return self.asked.questions < FEW_QUESTIONS
+
+    @model_validator(mode="after")
+    def _has_its_policys_numbers(self) -> Self:
+        if (self.policy == BLEND) != (self.share is not None) or (self.share is not None and self.boundary):
+            raise ValueError(f"policy {self.policy} with boundary {self.boundary} and share {self.share}")
+        return self
 
     @field_validator("fingerprint")
     @classmethod
@@ -161,23 +172,39 @@ def places(given: str | None, folder: Path, cache: Path, fingerprint: Fingerprin
     return [path / FILE_NAME if path.is_dir() else path]
 
 
-def differences(receipt: Receipt, fingerprint: Fingerprint, boundary: int) -> list[str]:
-    """What of a running model and its smallest boundary is not as in the receipt."""
+def differences(
+    receipt: Receipt, fingerprint: Fingerprint, boundary: int, share: float | None = None
+) -> list[str]:
+    """What of a running model and its repair is not as in the receipt. `share`: of blend; None for a boundary."""
     stated = Fingerprint.from_json(receipt.fingerprint).to_json()
     found = [
         f"{key} is {_shown(value)} here and {_shown(stated[key])} there"
         for key, value in fingerprint.to_json().items()
         if key != "model" and value != stated[key]
     ]
-    if boundary < receipt.boundary:
+    if (share is None) != (receipt.share is None):
+        here = BOUNDARY if share is None else BLEND
+        found.append(
+            f'policy is "{here}" here and "{receipt.policy}" there (give {{"policy": "{receipt.policy}"}})'
+        )
+    elif share is not None and receipt.share is not None:
+        if share < receipt.share:
+            found.append(
+                f'share is {share} here and {receipt.share} there (give {{"share": {receipt.share}}})'
+            )
+    elif boundary < receipt.boundary:
         found.append(
             f'boundary is {boundary} here and {receipt.boundary} there (give {{"boundary": {receipt.boundary}}})'
         )
     return found
 
 
-def matching_receipt(paths: Sequence[Path], fingerprint: Fingerprint, boundary: int) -> tuple[Receipt, Path]:
+def matching_receipt(
+    paths: Sequence[Path], fingerprint: Fingerprint, boundary: int, share: float | None = None
+) -> tuple[Receipt, Path]:
     """The first receipt of `paths` for this model and a boundary of at most `boundary` tokens.
+
+    Or, where a `share` is given, for blend with at most this share.
 
     Raises:
         ReceiptError: There is none; says what is wrong with the first one that is there.
@@ -191,7 +218,7 @@ def matching_receipt(paths: Sequence[Path], fingerprint: Fingerprint, boundary: 
         except ReceiptError as error:
             problem = problem or str(error)
             continue
-        differing = differences(receipt, fingerprint, boundary)
+        differing = differences(receipt, fingerprint, boundary, share)
         if not differing:
             return receipt, path
         problem = problem or f"the receipt {path} is of something else: {'; '.join(differing)}"

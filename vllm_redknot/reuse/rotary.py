@@ -29,16 +29,23 @@ PROBE_TOKENS: Final = 8
 
 
 class LayerParents:
-    """Remembers, while a model is built, which module owns each attention layer: its rotary embedding is there too."""
+    """Remembers, while a model is built, which module owns each attention layer: its rotary embedding is there too.
+
+    And which module owns that one: the decoder layer.
+    """
 
     def __init__(self) -> None:
         self._parents: dict[str, torch.nn.Module] = {}
+        self._layers: dict[int, torch.nn.Module | None] = {}  # by the id of the attention layer's owner
         self._hook = torch.nn.modules.module.register_module_module_registration_hook(self._note)
 
     def _note(self, owner: torch.nn.Module, name: str, child: torch.nn.Module | None) -> None:
         del name
         if isinstance(child, Attention):
             self._parents[child.layer_name] = owner
+            self._layers[id(owner)] = None
+        elif id(child) in self._layers:
+            self._layers[id(child)] = owner
 
     def stop(self) -> None:
         """The model is complete."""
@@ -50,6 +57,13 @@ class LayerParents:
         if owner is None:
             raise ReuseError(f"KV reuse cannot find the rotary embedding of {layer_name}")
         return owner
+
+    def decoder_layer_of(self, layer_name: str) -> torch.nn.Module:
+        """The decoder layer around a layer. Raises ReuseError where none was seen."""
+        layer = self._layers.get(id(self.of(layer_name)))
+        if layer is None:
+            raise ReuseError(f"KV reuse cannot find the decoder layer of {layer_name}")
+        return layer
 
 
 def rotary_of(owner: torch.nn.Module, layer_name: str) -> Rotary:

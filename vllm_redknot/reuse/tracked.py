@@ -7,7 +7,9 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 from vllm_redknot.reuse.control import Control
+from vllm_redknot.reuse.permitted import Repair
 from vllm_redknot.reuse.plan import CleanSpan
+from vllm_redknot.reuse.policy import BLEND
 from vllm_redknot.reuse.spans import Span
 
 
@@ -43,6 +45,7 @@ class Tracked:
 
     request: Scheduled
     control: Control
+    repair: Repair
     phase: Phase = Phase.READY
     deadline: float = 0.0
     ticket: int | None = None  # of a lookup that is asked or leased
@@ -51,6 +54,9 @@ class Tracked:
     pending: list[CleanSpan] = field(
         default_factory=list
     )  # skipped, to be loaded when the request is scheduled
+    blended: list[CleanSpan] = field(
+        default_factory=list
+    )  # of them some tokens are computed, not yet scheduled
     documents: list[MarkedDocument] = field(default_factory=list)
     reused_from: int | None = None  # first prompt position whose KV is not of this prompt
     prefix_tokens: int = 0
@@ -58,6 +64,13 @@ class Tracked:
     segments: int = 0
     faults: int = 0
     problem: str = ""
+
+    def use(self, found: tuple[CleanSpan, ...]) -> None:
+        """Take up what is stored: spans to skip, and under blend those to compute some tokens of."""
+        is_blended = self.repair.blend is not None
+        self.found = found
+        self.spans = [span for span in found if not is_blended or span.is_exact]
+        self.blended = [span for span in found if is_blended and not span.is_exact]
 
     def details(self) -> dict[str, Any]:
         """What the response says: prompt tokens by where their KV came from, and what went wrong."""
@@ -68,6 +81,8 @@ class Tracked:
             "recomputed_tokens": prompt - self.prefix_tokens - self.segment_tokens,
             "segments": self.segments,
         }
+        if self.repair.blend is not None:
+            details["policy"], details["share"] = BLEND, self.repair.blend.share
         if self.faults:
             details["faults"] = self.faults
         if self.problem:

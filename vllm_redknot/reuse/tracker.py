@@ -10,21 +10,22 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from vllm.logger import init_logger
 
-from vllm_redknot.reuse.control import OFF, Control, parse_control
+from vllm_redknot.reuse.control import OFF, parse_control
 from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.messages import BlockIds, Gather, Load, Lookup, ReuseMetadata, ReuseReport
+from vllm_redknot.reuse.permitted import Permitted, Repair
 from vllm_redknot.reuse.plan import MIN_TOKENS, CleanSpan
 from vllm_redknot.reuse.spans import Span
 from vllm_redknot.reuse.tracked import MarkedDocument, Phase, Scheduled, Totals, Tracked
 
 logger = init_logger("vllm.redknot")
 
+NOTHING: Final = Repair(0, None)
 PATIENCE: Final = 5.0
 """Seconds that a request waits for stored KV before its tokens are computed."""
 
@@ -33,27 +34,24 @@ class Tracker:
     """All requests of one engine.
 
     Args:
-        boundary: tokens recomputed per moved span where a request does not say.
+        permitted: which repair of moved spans requests get.
         capture: which marked documents are stored: "off", "first" (those that begin a prompt) or "marked" (all).
         min_tokens: shorter prompts and documents are not looked up or stored.
-        least_boundary: what a request may lower the boundary to.
         patience: seconds to wait for the worker's answer.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        boundary: int,
+        permitted: Permitted,
         capture: str,
         min_tokens: int,
-        least_boundary: int = 0,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.boundary = boundary
+        self.permitted = permitted
         self.capture = capture
         self.min_tokens = min_tokens
-        self.least_boundary = least_boundary
         self.totals = Totals()
         self.is_on = True
         self._patience = patience
@@ -72,16 +70,20 @@ class Tracker:
         """
         tokens = request.prompt_token_ids
         extra = getattr(request.sampling_params, "extra_args", None)
-        control, problem = OFF, ""
+        control, repair, problem = OFF, NOTHING, ""
         if eligible and tokens is not None and self.is_on:
             try:
-                control, problem = self._allowed(parse_control(extra, len(tokens)))
+                control = parse_control(extra, len(tokens))
                 if refused and control.enabled:
                     control, problem = OFF, refused
+                if control.enabled:
+                    repair, problem = self.permitted.repair(control)
             except ReuseError as error:
                 problem = str(error)
                 logger.warning("REDKNOT: request %s is served without reuse: %s", request.request_id, problem)
-        tracked = Tracked(request, control, problem=problem)
+        if problem and control.enabled:
+            logger.warning_once("REDKNOT: requests ask for another repair than they get: %s", problem)
+        tracked = Tracked(request, control, repair, problem=problem)
         self._requests[request.request_id] = tracked
         self.totals.requests += 1
         self.totals.prompt_tokens += request.num_prompt_tokens
@@ -110,7 +112,8 @@ class Tracker:
         tracked.prefix_tokens = position
         spans = self._chain(tracked, position)
         # Now: pages are hashed when they are allocated, before vLLM says that they are.
-        tracked.reused_from = position if spans else None
+        blended = [max(span.begin, position) for span in tracked.blended if span.end > position]
+        tracked.reused_from = position if spans else min(blended, default=None)
         return spans[-1].end - position if spans else 0
 
     def admitted(self, request_id: str, num_loaded: int) -> None:
@@ -146,14 +149,19 @@ class Tracker:
         """Tokens to compute from `position` on, at most `num_tokens`: a chunk ends where the next span begins.
 
         0 for a running request that stands at a span and waits for its last step: the span is skipped after it.
+        A span that is blended is in one chunk with others before it only where it is so with all its tokens.
         """
         tracked = self._requests.get(request.request_id)
-        if tracked is None or not tracked.spans:
+        if tracked is None or not (tracked.spans or tracked.blended):
             return num_tokens
         if running and request.num_in_flight_tokens and self._span_at(tracked, position) is not None:
             return 0
-        begin = next((span.begin for span in tracked.spans if span.begin > position), None)
-        return num_tokens if begin is None else min(num_tokens, begin - position)
+        end = min(
+            (span.begin for span in tracked.spans if span.begin > position), default=position + num_tokens
+        )
+        end = min(end, position + num_tokens)
+        cut = (span.begin for span in tracked.blended if position < span.begin < end < span.end)
+        return next(cut, end) - position
 
     def cacheable(self, request_id: str, num_tokens: int) -> int:
         """Of a request's first `num_tokens`, those whose pages may be found by the plain hash of their tokens."""
@@ -171,14 +179,15 @@ class Tracker:
         tracked.pending.clear()
         tracked.reused_from, tracked.segment_tokens, tracked.segments = None, 0, 0
         if tracked.ticket is not None:
-            tracked.spans = list(tracked.found)
+            tracked.use(tracked.found)
         elif tracked.found or tracked.control.spans:
             self._look(tracked)
 
     def broken(self, request_id: str) -> None:
         """The request's pages could not be written: from now on it is served without reuse."""
         tracked = self._requests[request_id]
-        tracked.control, tracked.found, tracked.spans = OFF, (), []
+        tracked.control = OFF
+        tracked.use(())
         tracked.faults += 1
         self._release(tracked)
 
@@ -204,7 +213,7 @@ class Tracker:
             if tracked is None or not (tracked.pending or tracked.documents or tracked.ticket):
                 continue
             blocks: BlockIds | None = None
-            if tracked.pending or tracked.documents:
+            if tracked.pending or tracked.blended or tracked.documents:
                 blocks = tuple(list(ids) for ids in block_ids(request_id))
             for span in tracked.pending:
                 assert blocks is not None
@@ -214,10 +223,12 @@ class Tracker:
             tracked.pending.clear()
             end = tracked.request.num_computed_tokens + num_tokens
             if blocks is not None:
+                message.loads.extend(self._blends(tracked, end, blocks))
                 message.gathers.extend(self._gathers(tracked, end, blocks))
             # Spans may also have passed unused, under a prefix-cache hit.
             tracked.spans = [span for span in tracked.spans if span.end > end]
-            if not tracked.spans:
+            tracked.blended = [span for span in tracked.blended if span.end > end]
+            if not (tracked.spans or tracked.blended):
                 self._release(tracked, message)
         return message
 
@@ -233,25 +244,15 @@ class Tracker:
                 if not found.spans:
                     self._release(tracked)
 
-    def _allowed(self, control: Control) -> tuple[Control, str]:
-        """The control with the boundary that it may have, and what the response says of that."""
-        if control.boundary is None or control.boundary >= self.least_boundary:
-            return control, ""
-        problem = (
-            f"boundary {control.boundary} is less than {self.least_boundary}, which the server's receipt is for:"
-            f" {self.least_boundary} was used"
-        )
-        return replace(control, boundary=self.least_boundary), problem
-
     def _look(self, tracked: Tracked) -> None:
         request, control = tracked.request, tracked.control
         assert request.prompt_token_ids is not None
-        tracked.phase, tracked.spans = Phase.LOOKING, []
+        tracked.phase, tracked.spans, tracked.blended = Phase.LOOKING, [], []
         tracked.deadline = self._clock() + self._patience
         tracked.ticket = next(self._tickets)
         self._open[tracked.ticket] = tracked
         tokens = np.asarray(request.prompt_token_ids, dtype=np.int32)
-        boundary = self.boundary if control.boundary is None else control.boundary
+        boundary = tracked.repair.boundary
         self._next.lookups.append(Lookup(tracked.ticket, tokens, control.spans, boundary, control.reuse))
 
     def _count_tokens(self, tracked: Tracked) -> None:
@@ -270,12 +271,14 @@ class Tracker:
             tracked.ticket = None
 
     def _settle(self, tracked: Tracked, spans: tuple[CleanSpan, ...], missing: tuple[Span, ...]) -> None:
-        tracked.phase, tracked.found, tracked.spans = Phase.READY, spans, list(spans)
+        tracked.phase = Phase.READY
+        tracked.use(spans)
         tracked.documents = [
             MarkedDocument(span, span.begin)
             for span in missing
             if span.end - span.begin >= max(self.min_tokens, MIN_TOKENS)
             and (self.capture == "marked" or (self.capture == "first" and span.begin == 0))
+            and not any(span.begin < other.end and other.begin < span.end for other in tracked.blended)
         ]
 
     def _span_at(self, tracked: Tracked, position: int) -> CleanSpan | None:
@@ -302,6 +305,22 @@ class Tracker:
         # What comes from a segment is stored already, or would be a copy of a copy.
         kept = [d for d in tracked.documents if d.span.end <= span.begin or span.end <= d.span.begin]
         self._forget(tracked, [d for d in tracked.documents if d not in kept])
+
+    def _blends(self, tracked: Tracked, end: int, blocks: BlockIds) -> list[Load]:
+        """Loads of what the step up to `end` has of blended spans. Each is chosen from for itself."""
+        start, blend = tracked.request.num_computed_tokens, tracked.repair.blend
+        loads = []
+        for span in tracked.blended:
+            part = span.after(start).before(end)
+            if part.begin >= part.end:
+                continue
+            assert blend is not None
+            assert tracked.ticket is not None
+            num_tokens = part.end - part.begin
+            tracked.segment_tokens += num_tokens - blend.chosen(num_tokens)
+            tracked.segments += part.end == span.end
+            loads.append(Load(tracked.request.request_id, tracked.ticket, part, part.begin, blocks, blend))
+        return loads
 
     def _gathers(self, tracked: Tracked, end: int, blocks: BlockIds) -> list[Gather]:
         """Reads of documents whose tokens are computed up to `end` with this step."""

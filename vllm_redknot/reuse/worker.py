@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_redknot.attention.model import SegmentedModel, find_model
+from vllm_redknot.heads.profile import MAX_POSITIONS
 from vllm_redknot.kernels.rope_relocate import Rotary
+from vllm_redknot.reuse.blend_layers import EARLY, EarlyAttention, install_blend
+from vllm_redknot.reuse.blend_step import BlendedRows, BlendStep, rows_at
 from vllm_redknot.reuse.capture import DocumentReader
 from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.identity import scope_of
@@ -18,11 +22,13 @@ from vllm_redknot.reuse.lookups import Lookups
 from vllm_redknot.reuse.messages import Gather, Load, ReuseMetadata, ReuseReport
 from vllm_redknot.reuse.metrics import Changes, ReuseStats
 from vllm_redknot.reuse.pages import PagedModel
+from vllm_redknot.reuse.policy import BLEND, Blend
 from vllm_redknot.reuse.relocate import Relocator
 from vllm_redknot.reuse.rotary import rotary_of, verify
 from vllm_redknot.reuse.scope import Scope
 from vllm_redknot.reuse.spans import Span
 from vllm_redknot.reuse.store import SegmentStore
+from vllm_redknot.rows.structure import RowStructureError, decoder_layer
 
 logger = init_logger("vllm.redknot")
 
@@ -40,6 +46,7 @@ class ReuseWorker:
         model = find_model(vllm_config.compilation_config.static_forward_context)
         if model is None or model.parents is None:
             raise ReuseError("KV reuse found no head segments: is REDKNOT the attention backend?")
+        self._model = model
         self._layers = sorted(model.layers, key=lambda layer: extract_layer_index(layer.names[0]))
         self._groups = _group_of(kv_cache_config)
         self._rotaries = _verified_rotaries(vllm_config, model, self._layers)
@@ -50,7 +57,10 @@ class ReuseWorker:
             [extract_layer_index(layer.names[0]) for layer in self._layers],
             [layer.visibilities for layer in self._layers],
             str(vllm_config.model_config.dtype).removeprefix("torch."),
+            # A token that blend computes in the middle of a document sees its neighbours there.
+            slack=MAX_POSITIONS if model.settings.policy == BLEND else 0,
         )
+        self._early = _early(vllm_config, model, self._layers) if model.settings.policy == BLEND else None
         self.store = open_store(self._scope)
         self._lookups = Lookups(self.store, self._scope.format, model.settings.min_reuse)
         self._pages: PagedModel | None = None
@@ -66,16 +76,28 @@ class ReuseWorker:
         for document in message.drops:
             self._readers.pop(document, None)
 
-    def load(self, message: ReuseMetadata) -> None:
-        """Before the forward pass: write spans into pages."""
+    def load(self, message: ReuseMetadata, steps: Any) -> None:
+        """Before the forward pass: write spans into pages, and tell the layers which of their rows are blended.
+
+        Args:
+            message: of the step.
+            steps: what the layers are about to be given, by their names.
+        """
+        parts: list[BlendedRows] = []
         for load in message.loads:
             try:
                 self._load(load)
+                if load.blend is not None:
+                    parts.append(self._blended_rows(load, load.blend, steps))
             except Exception:
                 logger.exception(
                     "REDKNOT: stored KV could not be loaded; request %s starts over", load.request_id
                 )
                 self._report.broken.append(load.request_id)
+        if parts:
+            assert self._early is not None
+            step = steps[self._layers[EARLY].names[0]]
+            self._early.expect(BlendStep(step, parts, self._paged().layers[EARLY]))
 
     def end(self, message: ReuseMetadata) -> None:
         """After the forward pass: read documents, end leases."""
@@ -111,6 +133,13 @@ class ReuseWorker:
         segment = self._lookups.segment(load.ticket, load.span.content)
         Relocator(self._paged(), self._rotaries).load(segment, load.span, load.reader, load.blocks)
 
+    def _blended_rows(self, load: Load, blend: Blend, steps: Any) -> BlendedRows:
+        name = self._layers[EARLY].names[0]
+        positions = torch.arange(load.span.begin, load.span.end)
+        slots = self._paged().slots(positions, load.blocks[self._groups[name]])
+        start = rows_at(slots, steps[name].slot_mappings[self._model.group_of(name)])
+        return BlendedRows(start, start + len(positions), blend)
+
     def _gather(self, gather: Gather) -> None:
         key = gather.request_id, gather.span
         if gather.start == gather.span.begin:
@@ -143,6 +172,20 @@ def _group_of(kv_cache_config: Any) -> dict[str, int]:
         for index, group in enumerate(kv_cache_config.kv_cache_groups)
         for name in group.layer_names
     }
+
+
+def _early(vllm_config: Any, model: SegmentedModel, layers: Sequence[Any]) -> EarlyAttention:
+    """Have the model's layers blend."""
+    assert model.parents is not None
+    context = vllm_config.compilation_config.static_forward_context
+    found = []
+    for name in (layer.names[0] for layer in layers):
+        owner, layer = model.parents.of(name), model.parents.decoder_layer_of(name)
+        try:
+            found.append(decoder_layer(name, layer, owner, context[name]))
+        except RowStructureError as error:
+            raise ReuseError(f'{error}; give {{"redknot": {{"policy": "boundary"}}}}') from error
+    return install_blend(found)
 
 
 def _verified_rotaries(vllm_config: Any, model: SegmentedModel, layers: Sequence[Any]) -> list[Rotary]:

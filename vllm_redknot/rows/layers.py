@@ -24,23 +24,16 @@ from vllm_redknot.rows.structure import DecoderLayer, RowStructureError
 Forward = Callable[..., Any]
 
 
-class LateAttention:
-    """Attention of a late layer: skipping tokens only project and store K and V, and add nothing to the residual.
+class KeptAttention:
+    """Attention of a layer that only the kept rows of a step run; the others add nothing to the residual.
 
-    The module's own forward runs twice, on the skipping rows with the query, the attention kernel and the output
-    projection left out, then on the kept rows, which see the keys of all.
+    The module's own forward runs on the kept rows, which see the keys of all: those of the other rows must be in the
+    pages by then.
     """
 
     def __init__(self, layer: DecoderLayer) -> None:
         self._name, self._impl = layer.name, layer.impl
-        self._project = KeyValueProjection(layer.qkv)
-        self._width = layer.output.output_size
-        self._returns_bias = layer.output.return_bias
         self._attention: Forward = layer.attention.forward
-        self._qkv: Forward = layer.qkv.forward
-        self._output: Forward = layer.output.forward
-        layer.qkv.forward = self._forward_qkv
-        layer.output.forward = self._forward_output
         layer.attention.forward = self.forward
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor, **others: Any) -> torch.Tensor:
@@ -58,14 +51,17 @@ class LateAttention:
         if plan is None:
             output: torch.Tensor = self._attention(positions=positions, hidden_states=hidden_states, **others)
             return output
-        rows = hidden_states.shape[0]
-        with self._row_pass(RowPass(plan.skipping_step, attends=False)):
-            self._run(positions, hidden_states, plan.skipping, others)
+        self._before_kept(plan, positions, hidden_states, others)
         if not plan.num_kept:
             return torch.zeros_like(hidden_states)
         with self._row_pass(RowPass(plan.kept_step, attends=True)):
             packed = self._run(positions, hidden_states, plan.kept, others)
-        return unpack_rows(packed, plan.kept, rows)
+        return unpack_rows(packed, plan.kept, hidden_states.shape[0])
+
+    def _before_kept(
+        self, plan: RowPlan, positions: torch.Tensor, hidden_states: torch.Tensor, others: dict[str, Any]
+    ) -> None:
+        """What is done for the skipping rows."""
 
     def _run(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, rows: torch.Tensor, others: dict[str, Any]
@@ -83,6 +79,30 @@ class LateAttention:
             yield
         finally:
             self._impl.row_pass = None
+
+
+class LateAttention(KeptAttention):
+    """Attention of a late layer: skipping tokens only project and store K and V, and add nothing to the residual.
+
+    The module's own forward runs twice, on the skipping rows with the query, the attention kernel and the output
+    projection left out, then on the kept rows, which see the keys of all.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        super().__init__(layer)
+        self._project = KeyValueProjection(layer.qkv)
+        self._width = layer.output.output_size
+        self._returns_bias = layer.output.return_bias
+        self._qkv: Forward = layer.qkv.forward
+        self._output: Forward = layer.output.forward
+        layer.qkv.forward = self._forward_qkv
+        layer.output.forward = self._forward_output
+
+    def _before_kept(
+        self, plan: RowPlan, positions: torch.Tensor, hidden_states: torch.Tensor, others: dict[str, Any]
+    ) -> None:
+        with self._row_pass(RowPass(plan.skipping_step, attends=False)):
+            self._run(positions, hidden_states, plan.skipping, others)
 
     @property
     def _stores_only(self) -> bool:

@@ -47,10 +47,21 @@ def decoder_layers(model: nn.Module, impl_class: type) -> Iterator[DecoderLayer]
         if isinstance(module, Attention) and isinstance(module.impl, impl_class):
             attention_path, _, _ = path.rpartition(".")
             layer_path, _, _ = attention_path.rpartition(".")
-            yield _layer(layer_path, modules[layer_path], modules[attention_path], module)
+            yield decoder_layer(layer_path, modules[layer_path], modules[attention_path], module)
 
 
-def _layer(path: str, layer: nn.Module, attention: nn.Module, attend: Attention) -> DecoderLayer:
+def decoder_layer(path: str, layer: nn.Module, attention: nn.Module, attend: Attention) -> DecoderLayer:
+    """The parts of one layer.
+
+    Args:
+        path: its name in messages.
+        layer: the decoder layer.
+        attention: the child of it that owns `attend`.
+        attend: vLLM's attention layer.
+
+    Raises:
+        RowStructureError: It is not one attention module and one feed-forward network.
+    """
     ffn = _only(
         path, "feed-forward network", [c for c in layer.children() if c is not attention and _computes(c)]
     )

@@ -65,6 +65,10 @@ def add(
         int,
         typer.Option(min=31, metavar="TOKENS", help="The server's `min_reuse`: shorter files are skipped."),
     ] = 64,
+    policy: Annotated[
+        options.Policy,
+        typer.Option(help="The server's `policy`: for blend every token of local heads is stored too."),
+    ] = options.Policy.BOUNDARY,
     max_bytes: Annotated[
         int,
         typer.Option(
@@ -95,6 +99,7 @@ def add(
         duo_threshold=duo_threshold,
         rows=rows,
         min_reuse=min_reuse,
+        policy=policy.value,
     )
     target = target_of_model(model, config)
     assert target.model is not None

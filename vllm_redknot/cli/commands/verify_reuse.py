@@ -57,6 +57,16 @@ def verify_reuse(
             show_default="16",
         ),
     ] = None,
+    policy: Annotated[
+        options.Policy | None,
+        typer.Option(help="Which tokens of moved documents are recomputed.", show_default="boundary"),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Of moved documents, for --policy blend.", show_default="0.15"
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -151,7 +161,14 @@ def verify_reuse(
         duo_threshold=duo_threshold,
         rows=rows,
         boundary=boundary,
+        policy=None if policy is None else policy.value,
+        share=share,
     )
+    is_blend = config.policy == options.Policy.BLEND.value
+    if (share is not None and not is_blend) or (boundary is not None and is_blend):
+        raise typer.BadParameter("--share is for --policy blend, --boundary for the other: give one of them")
+    if is_blend and not enforce_eager:
+        raise typer.BadParameter("--policy blend needs --enforce-eager")
     check_variables(config)
     target = target_of_model(model, config)
     assert target.model is not None
@@ -178,7 +195,9 @@ def verify_reuse(
         **(QUICK if quick else FULL),
         **{key: value for key, value in given.items() if value is not None},
     }
-    choices = ReuseChoices(config.boundary, **asked, seed=seed)
+    choices = ReuseChoices(
+        0 if is_blend else config.boundary, **asked, seed=seed, share=config.share if is_blend else None
+    )
     if choices.texts * min(choices.documents, 4) < FEWEST:
         raise typer.BadParameter(
             f"--texts {choices.texts} with --documents {choices.documents} are fewer than {FEWEST} cases: give more"
@@ -211,7 +230,13 @@ def verify_reuse(
         show_verification(console(), document)
     if not document["passed"]:
         failed = "; ".join(check["told"] for check in document["checks"] if not check["passed"])
-        raise CliError(f"no receipt: {failed}. Try a larger --boundary than {choices.boundary}")
+        raise CliError(f"no receipt: {failed}. Try a larger {_repair(choices)}")
+
+
+def _repair(choices: ReuseChoices) -> str:
+    if choices.share is None:
+        return f"--boundary than {choices.boundary}"
+    return f"--share than {choices.share}"
 
 
 def _cases(target: Target, choices: ReuseChoices) -> list[ReuseCase]:
@@ -225,7 +250,7 @@ def _cases(target: Target, choices: ReuseChoices) -> list[ReuseCase]:
         raise CliError(f"{error}: give another --length or --document-tokens") from error
     if not any(case.reuse.reused for case in cases):
         raise CliError(
-            f"--boundary is {choices.boundary}: every document is recomputed whole, so nothing is reused: give less"
+            f"every document is recomputed whole, so nothing is reused: give a smaller {_repair(choices)}"
         )
     return cases
 
