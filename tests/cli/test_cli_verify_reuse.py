@@ -228,7 +228,6 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         (("--policy", "blend", "--share", "2"), 2, "--share"),
         (("--policy", "best"), 2, "--policy"),
         (("--policy", "blend", "--no-enforce-eager"), 2, "--policy blend needs --enforce-eager"),
-        (("--policy", "blend", "--share", "1"), 1, "nothing is reused: give a smaller --share than 1.0"),
         (("--heads", "none.json"), 1, "none.json"),
         (("--rows", '{"ffn_from": 99}'), 1, "rows.ffn_from is 99: the model's layers are 0 to 29"),
     ],
