@@ -52,7 +52,6 @@ def test_every_query_reads_keys_that_skipped_as_in_its_own_prompt(
     assert all(request.is_finished() for request in requests)
     assert world.loads
     assert not off & {load.request_id for load in world.loads}
-    assert world.scheduler.connector.tracker.totals.prefix_tokens > 0
     world.assert_empty()
 
 
