@@ -104,11 +104,11 @@ def test_documents_of_the_request_before_are_not_computed_again() -> None:
     reuse_answer(engine, REUSE, stored)
     assert stored == {(0, 1, 2, 3), (4, 5, 6, 7)}
     engine.asked.clear()
-    other = replace(REUSE, documents=((4, 8), (2, 4)), policy={"policy": "blend", "share": 0.2})
+    other = replace(REUSE, documents=((4, 8), (2, 4)), policy={"boundary": 1})
     reuse_answer(engine, other, stored)
     assert [(ids, wish) for ids, wish, _ in engine.asked] == [
         ((2, 3), {"spans": [[0, 2]], "reuse": False}),
-        (REUSE.prompt, {"spans": [[4, 8], [2, 4]], "policy": "blend", "share": 0.2}),
+        (REUSE.prompt, {"spans": [[4, 8], [2, 4]], "boundary": 1}),
     ]
     # Only those have surely not been evicted.
     assert stored == {(2, 3), (4, 5, 6, 7)}
