@@ -168,7 +168,9 @@ def measure(
     Raises:
         ValueError: No case of a task is answered.
     """
-    config = settings(heads=None if heads == BUNDLED else heads, boundary=choices.boundary)
+    # An engine that blends serves boundaries too.
+    repair = "blend" if any(policy.share is not None for policy in policies) else None
+    config = settings(heads=None if heads == BUNDLED else heads, boundary=choices.boundary, policy=repair)
     check_variables(config)
     target = target_of_model(model, config)
     assert target.model is not None

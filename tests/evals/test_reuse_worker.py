@@ -32,7 +32,7 @@ class FakeEngine:
     cached: int = 0
     asked: list[tuple[tuple[int, ...], Any, Any]] = field(default_factory=list)
     resets: int = 0
-    said: dict[str, int] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)
     stops: bool = False
 
     def reset_prefix_cache(self) -> None:
@@ -118,16 +118,24 @@ BLEND = replace(REUSE, documents=((1, 4), (4, 8)), policy={"policy": "blend", "s
 
 
 def test_under_blend_the_response_tells_what_came_from_the_store() -> None:
-    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 6})
+    engine = FakeEngine((20, 21, 22, 23), said={"policy": "blend", "segment_tokens": 6})
     reuse_answer(engine, BLEND, set())
     wish = {"spans": [[1, 4], [4, 8]], "policy": "blend", "share": 0.15}
     assert [(ids, wish) for ids, wish, _ in engine.asked[2:]] == [(BLEND.prompt, wish)]
     with pytest.raises(RuntimeError, match="reuse/a: 5 tokens were not computed instead of 6"):
-        reuse_answer(FakeEngine((20, 21, 22, 23), said={"segment_tokens": 5}), BLEND, set())
+        reuse_answer(
+            FakeEngine((20, 21, 22, 23), said={"policy": "blend", "segment_tokens": 5}), BLEND, set()
+        )
+
+
+def test_an_engine_that_does_not_blend_is_not_measured_as_if_it_did() -> None:
+    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 7, "problem": "boundary 16 was used"})
+    with pytest.raises(RuntimeError, match="blend was asked for and not given: boundary 16 was used"):
+        reuse_answer(engine, BLEND, set())
 
 
 def test_where_a_stop_string_has_lost_the_response_it_is_asked_for_again() -> None:
-    engine = FakeEngine((20, 21, 22, 23), said={"segment_tokens": 6}, stops=True)
+    engine = FakeEngine((20, 21, 22, 23), said={"policy": "blend", "segment_tokens": 6}, stops=True)
     reuse_answer(engine, replace(BLEND, stop=("23",)), set())
     again = engine.asked[-1]
     assert (again[0], again[2].max_tokens, again[2].stop) == (BLEND.prompt, 1, [])

@@ -16,6 +16,7 @@ from vllm_redknot.evals.engine_worker import check_finite, engine_facts, work
 from vllm_redknot.evals.requests import Answer, Distributions, Ids
 from vllm_redknot.evals.reuse_requests import ReuseRequest, reuse_request_from_json
 from vllm_redknot.reuse.control import ARGUMENT
+from vllm_redknot.reuse.policy import BLEND
 
 LEAST_REUSED: Final = 0.9
 """Of `ReuseRequest.reused`: what documents have in common may be stored with one of them alone."""
@@ -113,7 +114,12 @@ def _segment_tokens(llm: Any, request: ReuseRequest, wish: Any, output: Any) -> 
     # What a response says of reuse is lost where a stop string ends it: ask for one that nothing ends.
     if output.kv_transfer_params is None:
         output = _generate(llm, request.prompt, wish, temperature=0.0, max_tokens=1)
-    return int(output.kv_transfer_params[RESPONSE_KEY]["segment_tokens"])
+    told = output.kv_transfer_params[RESPONSE_KEY]
+    if told.get("policy") != BLEND:
+        raise RuntimeError(
+            f"{request.key}: {BLEND} was asked for and not given: {told.get('problem', 'no reason')}"
+        )
+    return int(told["segment_tokens"])
 
 
 def _generate(llm: Any, prompt: tuple[int, ...], wish: Any, **sampling: Any) -> Any:
