@@ -101,7 +101,7 @@ def ablated_bench() -> dict[str, Any]:
 def heads_stated() -> dict[str, Any]:
     """What a document says of its head classes."""
     return {
-        "origin": "/home/somebody/heads.json (the setting `heads`, native version 1)",
+        "origin": "heads.json (the setting `heads`, native version 1)",
         "description": "9 global of 48 heads",
         "fingerprint": "0123456789abcdef",
         "kv_share": 0.273,
