@@ -1,10 +1,10 @@
 """How chunks end at blended spans, and what the worker is told to load of each chunk."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.reuse.new_request import new_request
 from vllm_redknot.reuse.messages import Found, ReuseReport
 from vllm_redknot.reuse.permitted import Permitted
 from vllm_redknot.reuse.plan import CleanSpan
@@ -17,14 +17,7 @@ SPANS = (CleanSpan(0, 40, "a", 0), CleanSpan(50, 150, "b", 0), CleanSpan(150, 19
 def tracked(wish: dict[str, Any]) -> tuple[Tracker, Any]:
     """A request of 200 tokens whose lookup has found three spans."""
     tracker = Tracker(Permitted(16, share=0.2), "first", 31)
-    request = SimpleNamespace(
-        request_id="a",
-        num_computed_tokens=0,
-        num_in_flight_tokens=0,
-        num_prompt_tokens=200,
-        prompt_token_ids=list(range(200)),
-        sampling_params=SimpleNamespace(extra_args={"redknot_reuse": wish}),
-    )
+    request = new_request(wish, tokens=200)
     tracker.add(request, eligible=True)
     (lookup,) = tracker.metadata({}, lambda _: ()).lookups
     assert lookup.boundary == 0

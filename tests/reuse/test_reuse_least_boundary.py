@@ -1,10 +1,10 @@
 """What a request asks for and does not get, its response says: a smaller boundary, or reuse where it is refused."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.reuse.new_request import new_request
 from vllm_redknot.reuse.messages import Lookup
 from vllm_redknot.reuse.permitted import Permitted
 from vllm_redknot.reuse.tracker import Tracker
@@ -12,16 +12,7 @@ from vllm_redknot.reuse.tracker import Tracker
 
 def lookup(tracker: Tracker, boundary: int | None) -> tuple[Lookup, dict[str, Any]]:
     """What the worker is asked for a request with this wish, and what the response says."""
-    wish = {} if boundary is None else {"boundary": boundary}
-    request = SimpleNamespace(
-        request_id="a",
-        num_computed_tokens=0,
-        num_in_flight_tokens=0,
-        num_prompt_tokens=100,
-        prompt_token_ids=list(range(100)),
-        sampling_params=SimpleNamespace(extra_args={"redknot_reuse": wish}),
-    )
-    tracker.add(request, eligible=True)
+    tracker.add(new_request({} if boundary is None else {"boundary": boundary}), eligible=True)
     (asked,) = tracker.metadata({}, lambda _: ()).lookups
     return asked, tracker.finished("a")
 
@@ -54,16 +45,8 @@ def test_without_a_receipt_any_boundary_is_honoured() -> None:
 def test_a_refused_request_is_served_without_reuse_and_told_why_if_it_asked(
     wish: Any, told: str | None
 ) -> None:
-    tracker = Tracker(24, "first", 64)
-    request = SimpleNamespace(
-        request_id="a",
-        num_computed_tokens=0,
-        num_in_flight_tokens=0,
-        num_prompt_tokens=100,
-        prompt_token_ids=list(range(100)),
-        sampling_params=SimpleNamespace(extra_args={"redknot_reuse": wish}),
-    )
-    tracker.add(request, eligible=True, refused="not here")
+    tracker = Tracker(Permitted(24), "first", 64)
+    tracker.add(new_request(wish), eligible=True, refused="not here")
     assert tracker.ready("a")
     assert tracker.metadata({}, lambda _: ()).lookups == []
     assert tracker.finished("a").get("problem") == told
