@@ -1,5 +1,6 @@
 """Small models of many shapes, with random weights large enough that attention matters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import (
     PretrainedConfig,
     Qwen3Config,
 )
+
+from tests.engine.head_files import Limits, random_heads
 
 LAYERS = 3
 BASE = {
@@ -67,3 +70,19 @@ def save(shape: Shape, folder: Path) -> Path:
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return folder
+
+
+def random_cut() -> Callable[[int, int], list[int]]:
+    """Random tokens of such a model where a test with real text cuts a stretch of it: (start, length) -> tokens."""
+    generator = torch.Generator().manual_seed(1)
+
+    def cut(start: int, length: int) -> list[int]:
+        del start
+        return torch.randint(0, int(BASE["vocab_size"]), (length,), generator=generator).tolist()
+
+    return cut
+
+
+def small_heads(seed: int | None) -> list[list[Limits]]:
+    """Random classes of a model with two KV heads; without a seed all are global."""
+    return [[None] * 2] * LAYERS if seed is None else random_heads(LAYERS, 2, seed)

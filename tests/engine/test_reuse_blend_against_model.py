@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.engine.conftest import Cut
 from tests.engine.harness import largest_difference
 from tests.engine.head_files import Limits, random_heads, write
 from tests.engine.reuse_engine import ask, marks, reusing, store_alone
 from tests.engine.reuse_oracle import Blended, ReuseModel
-from tests.engine.small_models import LAYERS, SHAPES, save
+from tests.engine.small_models import SHAPES, random_cut, save, small_heads
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +28,18 @@ def test_logprobs_of_a_random_model_equal_those_of_the_same_choice(
     shape: str, seed: int | None, chunk: int, page: int, share: float, tmp_path: Path
 ) -> None:
     folder = save(SHAPES[shape], tmp_path / "model")
-    heads: list[list[Limits]] = [[None] * 2] * LAYERS if seed is None else random_heads(LAYERS, 2, seed)
-    generator = torch.Generator().manual_seed(1)
-
-    def cut(start: int, length: int) -> list[int]:
-        del start
-        return torch.randint(0, 512, (length,), generator=generator).tolist()
-
-    check(folder, cut, heads, chunk, page, share, tmp_path, skip_tokenizer_init=True, max_model_len=1024)
+    heads = small_heads(seed)
+    check(
+        folder,
+        random_cut(),
+        heads,
+        chunk,
+        page,
+        share,
+        tmp_path,
+        skip_tokenizer_init=True,
+        max_model_len=1024,
+    )
 
 
 def test_logprobs_of_a_real_model_equal_those_of_the_same_choice(

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.engine.conftest import Cut
 from tests.engine.harness import FP32_BOUND, largest_difference
 from tests.engine.head_files import Limits, random_heads, write
 from tests.engine.reuse_engine import ask, marks, reusing, store_alone
 from tests.engine.rows_reuse_oracle import RowReuseModel, StoredRun
-from tests.engine.small_models import LAYERS, SHAPES, save
+from tests.engine.small_models import SHAPES, random_cut, save, small_heads
 
 pytestmark = pytest.mark.slow
 
@@ -34,15 +33,9 @@ def test_logprobs_of_a_random_model_equal_those_of_a_model_that_skips_and_reuses
     rows: dict[str, Any], seed: int | None, chunk: int, page: int, boundary: int, tmp_path: Path
 ) -> None:
     folder = save(SHAPES["gqa_4"], tmp_path / "model")
-    heads: list[list[Limits]] = [[None] * 2] * LAYERS if seed is None else random_heads(LAYERS, 2, seed)
-    generator = torch.Generator().manual_seed(1)
-
-    def cut(start: int, length: int) -> list[int]:
-        del start
-        return torch.randint(0, 512, (length,), generator=generator).tolist()
-
+    heads = small_heads(seed)
     limits: dict[str, Any] = {"max_num_batched_tokens": chunk, "block_size": page, "max_model_len": 1024}
-    check(folder, cut, heads, rows, boundary, tmp_path, skip_tokenizer_init=True, **limits)
+    check(folder, random_cut(), heads, rows, boundary, tmp_path, skip_tokenizer_init=True, **limits)
 
 
 def test_logprobs_of_a_real_model_equal_those_of_a_model_that_skips_and_reuses_the_same(
