@@ -36,11 +36,22 @@ def choice_of(judge: RowJudge, heads: HeadProfile, limits: RowLimits | None = No
 
 
 @pytest.mark.parametrize(
-    ("ffn", "attention", "induction", "ffn_from", "attention_from"),
-    [(0, 2, 4, 1, 3), (3, 1, 5, 4, 4), (1, 2, 3, 2, 3), (0, 4, 5, 1, 5)],
+    ("ffn", "attention", "induction", "ffn_from", "attention_from", "single"),
+    [
+        (0, 2, 4, 1, 3, None),
+        (3, 1, 5, 4, 4, (0, 1, 2)),
+        (1, 2, 3, 2, 3, (0,)),
+        (0, 4, 5, 1, 5, None),
+    ],
 )
 def test_exactly_the_layers_that_context_tokens_do_not_need_are_found(
-    ffn: int, attention: int, induction: int, ffn_from: int, attention_from: int, tmp_path: Path
+    ffn: int,
+    attention: int,
+    induction: int,
+    ffn_from: int,
+    attention_from: int,
+    single: tuple[int, ...] | None,
+    tmp_path: Path,
 ) -> None:
     write_layered_model(tmp_path, ffn, attention, induction)
     for heads in (all_global(tuple(range(LAYERS)), 2), induction_alone(induction)):
@@ -49,14 +60,17 @@ def test_exactly_the_layers_that_context_tokens_do_not_need_are_found(
             assert all(answer.found for answer in judge.answers(None) if answer.task == "needle")
             choice = choice_of(judge, heads)
             found = choice.choose(RECENTS, 4)
-            expected = RowSchedule(ffn_from=ffn_from, attention_from=attention_from, sink=4, recent=64)
+            expected = RowSchedule(
+                ffn_from=ffn_from, ffn_layers=single, attention_from=attention_from, sink=4, recent=64
+            )
             assert found == expected
             # Nothing it skips mattered at all, and one layer more loses every needle.
             (row, essays) = judge.compare(expected, RowLimits()).comparisons
             assert (row.beside.found, row.beside.nll) == (3, pytest.approx(row.beside.dense_nll, abs=1e-4))
             assert essays.kl < 1e-4
-            for worse in ({"ffn_from": ffn_from - 1}, {"ffn_from": ffn_from - 1, "attention_from": None}):
-                broken = judge.compare(RowSchedule(**{**dict(expected), **worse}), RowLimits())
+            for worse in ({}, {"attention_from": None}):
+                one_more = {**dict(expected), "ffn_layers": None, "ffn_from": ffn_from - 1, **worse}
+                broken = judge.compare(RowSchedule(**one_more), RowLimits())
                 assert broken.comparisons[0].beside.found == 0
                 assert any(failure.startswith("needle: 0 answers") for failure in broken.failures)
             assert len(choice.tried) < 30
@@ -68,9 +82,13 @@ def test_limits_that_nothing_holds_leave_row_skipping_off(tmp_path: Path) -> Non
     with open_journal(tmp_path / "journal", {}) as journal:
         judge = judge_of(tmp_path, heads, journal)
         choice = choice_of(judge, heads)
-        # A text longer than `recent`: everything that this model can skip is the last layer.
+        # A text longer than `recent`: this model can skip the last layer, and the FFNs before the one that it needs.
         assert choice.choose((64,), 4) == RowSchedule(
-            ffn_from=LAYERS - 1, attention_from=LAYERS - 1, sink=4, recent=64
+            ffn_from=LAYERS - 1,
+            ffn_layers=tuple(range(LAYERS - 2)),
+            attention_from=LAYERS - 1,
+            sink=4,
+            recent=64,
         )
         impossible = RowLimits(recall=1.01)
         assert choice_of(judge, heads, impossible).choose((64,), 4) is None
@@ -85,7 +103,8 @@ def test_limits_that_nothing_holds_leave_row_skipping_off(tmp_path: Path) -> Non
         ),
         (RowLimits(recall=0.0, nll_increase=-1e9, kl=1e9), "essays: NLL rises by"),
         (RowLimits(recall=0.0, nll_increase=1e9, kl=0.0), "essays: KL from heads alone is"),
-        (RowLimits(recall=0.0, nll_increase=1e9, kl=1e9, needle_nll=0.1), "needle: NLL of the answers rises"),
+        (RowLimits(recall=0.0, nll_increase=1e9, kl=1e9, needle_nll=0.1), "needle: NLL rises by"),
+        (RowLimits(recall=0.0, nll_increase=1e9, kl=1e9, needle_kl=0.1), "needle: KL from heads alone is"),
     ],
 )
 def test_each_limit_refuses_alone(limits: RowLimits, said: str, tmp_path: Path) -> None:

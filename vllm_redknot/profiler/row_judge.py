@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy, kl_div
@@ -32,20 +33,20 @@ class RowLimits:
     Attributes:
         recall, nll_increase: as in `verify.Limits`, with heads alone in the place of the dense model.
         kl: KL(heads alone || with rows) of essay tokens, mean, in nats.
-        needle_nll: rise of the mean NLL of passcode tokens, for a search: recall over a handful of cases is too coarse
-            there. None, as in the last check: no limit.
+        needle_nll, needle_kl: rise of the mean NLL of passcode tokens, and their mean KL, of each kind of needle; for a
+            search: recall over a handful of cases is too coarse there. None, as in the last check: no limit.
     """
 
     recall: float = 0.95
     nll_increase: float = 0.05
     kl: float = 0.1
     needle_nll: float | None = None
+    needle_kl: float | None = None
 
-    def stricter(self, share: float, needle_nll: float) -> RowLimits:
-        """Limits for a search: the best of many candidates looks better than it is."""
-        return replace(
-            self, nll_increase=share * self.nll_increase, kl=share * self.kl, needle_nll=needle_nll
-        )
+    def stricter(self, share: float) -> RowLimits:
+        """Such a share of what may be lost; recall stays."""
+        parts = {key: value for key, value in asdict(self).items() if key != "recall" and value is not None}
+        return replace(self, **{key: share * value for key, value in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class RowJudge:
     def _answer(self, index: int, schedule: RowSchedule) -> RowAnswer:
         case = self._cases[index]
         rows = rows_of(schedule, len(case.prompt), len(_tokens(case)), self._model.depth)
-        first = min((*_sparse_layers(schedule), rows.ffn_from, rows.attention_from))
+        first = min((*_sparse_layers(schedule), *rows.ffn_layers, rows.ffn_from, rows.attention_from))
         result = self.pass_under(index, rows, first)
         computed = {str(layer): share for layer, share in result.computed.items()}
         return replace(
@@ -216,22 +217,40 @@ def scored(case: Case, logits: torch.Tensor) -> Answer:
     return Answer(case.task, len(case.prompt), nll, bool((logits.argmax(-1) == targets).all()))
 
 
+class _Loss(NamedTuple):
+    """Nats a token of one task, over all its lengths."""
+
+    text: str
+    value: float
+    limit: float
+
+
 def row_failures(rows: Sequence[RowComparison], limits: RowLimits) -> list[str]:
-    """The limits that do not hold: those of head profiles, and those on KL and on passcode tokens."""
-    beside = [row.beside for row in rows]
-    failures = failures_of(beside, Limits(limits.recall, limits.nll_increase), "heads alone find")
-    essays = [row for row in rows if row.beside.task == "essays"]
-    if essays and (divergence := fmean(row.kl for row in essays)) > limits.kl:
-        failures.append(f"essays: KL from heads alone is {divergence:.3f} nats a token; allowed: {limits.kl}")
-    if limits.needle_nll is None:
-        return failures
-    for task in dict.fromkeys(row.task for row in beside if row.task != "essays"):
-        increase = fmean(row.nll - row.dense_nll for row in beside if row.task == task)
-        if increase > limits.needle_nll:
-            failures.append(
-                f"{task}: NLL of the answers rises by {increase:.3f} nats a token; allowed: {limits.needle_nll}"
-            )
-    return failures
+    """The limits that do not hold."""
+    recall = Limits(limits.recall, math.inf)
+    return failures_of([row.beside for row in rows], recall, "heads alone find") + [
+        f"{loss.text} {loss.value:.3f} nats a token; allowed: {loss.limit:.3g}"
+        for loss in _losses(rows, limits)
+        if loss.value > loss.limit
+    ]
+
+
+def strain(rows: Sequence[RowComparison], limits: RowLimits) -> float:
+    """The largest share of a limit on NLL or KL that is used up: above 1, one does not hold."""
+    return max(loss.value / loss.limit if loss.limit > 0 else math.inf for loss in _losses(rows, limits))
+
+
+def _losses(rows: Sequence[RowComparison], limits: RowLimits) -> Iterator[_Loss]:
+    for task in dict.fromkeys(row.beside.task for row in rows):
+        mine = [row for row in rows if row.beside.task == task]
+        is_essay = task == "essays"
+        nll = limits.nll_increase if is_essay else limits.needle_nll
+        if nll is not None:
+            rise = fmean(row.beside.nll - row.beside.dense_nll for row in mine)
+            yield _Loss(f"{task}: NLL rises by", rise, nll)
+        kl = limits.kl if is_essay else limits.needle_kl
+        if kl is not None:
+            yield _Loss(f"{task}: KL from heads alone is", fmean(row.kl for row in mine), kl)
 
 
 def _tokens(case: Case) -> tuple[int, ...]:

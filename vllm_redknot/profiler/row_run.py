@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from tokenizers import Tokenizer
@@ -18,17 +18,21 @@ from vllm_redknot.profiler.calibration import Mixture
 from vllm_redknot.profiler.hooked import HookedModel
 from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.quality import Answer
-from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict
+from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict, row_failures, strain
 from vllm_redknot.profiler.row_model import RowModel
-from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
+from vllm_redknot.profiler.row_search import LateSearch, with_ffn_layers, with_sparse_ffn
 from vllm_redknot.profiler.verify import Judge
 from vllm_redknot.rows.savings import PrefillSavings, Savings
 from vllm_redknot.rows.schedule import RowSchedule
 
 SEARCH_SHARE: Final = 0.8
 """Of the limits on NLL and KL, so much may be used in the search: the best of many looks better than it is."""
-SEARCH_NEEDLE_NLL: Final = 0.1
-"""Rise of a passcode token's mean NLL that ends the search, in nats: recall over a handful of cases is coarse."""
+LATE_SHARE: Final = 0.5
+"""Of that, so much by late layers alone: single layers before them may be cheaper."""
+SEARCH_NEEDLE_NLL: Final = 0.05
+SEARCH_NEEDLE_KL: Final = 0.03
+"""Limits of the search on a passcode token's mean rise of NLL and mean KL, in nats: recall over a handful of cases is
+too coarse to see a loss of one answer in ten."""
 CHECK_ONLY: Final = ("judged_lengths", "judged_texts", "held_out")
 """Fields of a plan that the search does not depend on."""
 
@@ -103,7 +107,9 @@ class RowChoice:
     def __init__(self, judge: RowJudge, work: PrefillSavings, limits: RowLimits, depth: int) -> None:
         """`limits` are those of the last check; the search keeps a distance from them."""
         self._judge, self._work, self._depth = judge, work, depth
-        self._limits = limits.stricter(SEARCH_SHARE, SEARCH_NEEDLE_NLL)
+        searched = replace(limits, needle_nll=SEARCH_NEEDLE_NLL, needle_kl=SEARCH_NEEDLE_KL)
+        self._limits = searched.stricter(SEARCH_SHARE)
+        self._late_limits = searched.stricter(SEARCH_SHARE * LATE_SHARE)
         self._tried: dict[str, Tried] = {}
 
     @property
@@ -113,10 +119,14 @@ class RowChoice:
 
     def choose(self, recents: Sequence[int], sink: int) -> RowSchedule | None:
         """The schedule that saves most and holds; None if none does."""
-        late = LateSearch(self._depth, sink, recents, self._holds, self._late_saved).best()
-        if late is None:
+        for holds in (self._late_holds, self._holds):
+            late = LateSearch(self._depth, sink, recents, holds, self._late_saved).best()
+            if late is not None:
+                break
+        else:
             return None
-        return with_sparse_ffn(late, self._depth, self._judge.thresholds(), self._holds, self._saved)
+        single = with_ffn_layers(late, self._depth, self._strain, self._holds)
+        return with_sparse_ffn(single, self._depth, self._judge.thresholds(), self._holds, self._saved)
 
     def _try(self, schedule: RowSchedule) -> Tried:
         digest = schedule.digest()
@@ -127,6 +137,12 @@ class RowChoice:
 
     def _holds(self, schedule: RowSchedule) -> bool:
         return not self._try(schedule).verdict.failures
+
+    def _late_holds(self, schedule: RowSchedule) -> bool:
+        return not row_failures(self._try(schedule).verdict.comparisons, self._late_limits)
+
+    def _strain(self, schedule: RowSchedule) -> float:
+        return strain(self._try(schedule).verdict.comparisons, self._limits)
 
     def _saved(self, schedule: RowSchedule) -> float:
         return self._try(schedule).savings.flops
