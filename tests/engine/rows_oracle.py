@@ -56,7 +56,7 @@ class SkippedRows:
             first = self._rows.get("ffn_from")
             threshold = self._rows.get("sparse_ffn", {}).get("thresholds", {}).get(str(index))
             skips = torch.zeros_like(self._skips)
-            if (first is not None and index >= first) or index in self._rows.get("ffn_layers", ()):
+            if first is not None and index >= first:
                 skips = self._skips
             elif threshold is not None:
                 skips = self._skips & (self._added < threshold * self._residual)

@@ -14,7 +14,6 @@ from tests.engine.rows_oracle import SkippingModel, largest_error
 pytestmark = pytest.mark.slow
 
 LATE = {"ffn_from": 12, "attention_from": 18, "sink": 4, "recent": 40}
-SINGLE = {"ffn_from": 23, "ffn_layers": [6, 9, 12], "attention_from": 23, "sink": 4, "recent": 40}
 SPARSE = {
     "sparse_ffn": {"rule": "relative_norm", "thresholds": {"4": 0.2, "9": 0.05}},
     "ffn_from": 26,
@@ -25,9 +24,7 @@ SPARSE = {
 
 
 @pytest.mark.parametrize(
-    ("rows", "chunk"),
-    [(LATE, 64), (LATE, 2048), (SINGLE, 256), (SPARSE, 512)],
-    ids=["64", "2048", "single", "sparse"],
+    ("rows", "chunk"), [(LATE, 64), (LATE, 2048), (SPARSE, 512)], ids=["64", "2048", "sparse"]
 )
 def test_logprobs_equal_those_of_a_model_that_skips_the_same_rows(
     rows: dict[str, Any], chunk: int, model_path: Path, cut: Cut, tmp_path: Path

@@ -9,7 +9,7 @@ from tests.engine.harness import assert_same, engine
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"rows": {"ffn_from": 20, "ffn_layers": [9, 12], "attention_from": 24}}
+ROWS = {"rows": {"ffn_from": 20, "attention_from": 24}}
 
 
 def test_compiled_answers_equal_eager_ones(model_path: Path, cut: Cut) -> None:

@@ -36,22 +36,11 @@ def choice_of(judge: RowJudge, heads: HeadProfile, limits: RowLimits | None = No
 
 
 @pytest.mark.parametrize(
-    ("ffn", "attention", "induction", "ffn_from", "attention_from", "single"),
-    [
-        (0, 2, 4, 1, 3, None),
-        (3, 1, 5, 4, 4, (0, 1, 2)),
-        (1, 2, 3, 2, 3, (0,)),
-        (0, 4, 5, 1, 5, None),
-    ],
+    ("ffn", "attention", "induction", "ffn_from", "attention_from"),
+    [(0, 2, 4, 1, 3), (3, 1, 5, 4, 4), (1, 2, 3, 2, 3), (0, 4, 5, 1, 5)],
 )
 def test_exactly_the_layers_that_context_tokens_do_not_need_are_found(
-    ffn: int,
-    attention: int,
-    induction: int,
-    ffn_from: int,
-    attention_from: int,
-    single: tuple[int, ...] | None,
-    tmp_path: Path,
+    ffn: int, attention: int, induction: int, ffn_from: int, attention_from: int, tmp_path: Path
 ) -> None:
     write_layered_model(tmp_path, ffn, attention, induction)
     for heads in (all_global(tuple(range(LAYERS)), 2), induction_alone(induction)):
@@ -60,17 +49,14 @@ def test_exactly_the_layers_that_context_tokens_do_not_need_are_found(
             assert all(answer.found for answer in judge.answers(None) if answer.task == "needle")
             choice = choice_of(judge, heads)
             found = choice.choose(RECENTS, 4)
-            expected = RowSchedule(
-                ffn_from=ffn_from, ffn_layers=single, attention_from=attention_from, sink=4, recent=64
-            )
+            expected = RowSchedule(ffn_from=ffn_from, attention_from=attention_from, sink=4, recent=64)
             assert found == expected
             # Nothing it skips mattered at all, and one layer more loses every needle.
             (row, essays) = judge.compare(expected, RowLimits()).comparisons
             assert (row.beside.found, row.beside.nll) == (3, pytest.approx(row.beside.dense_nll, abs=1e-4))
             assert essays.kl < 1e-4
-            for worse in ({}, {"attention_from": None}):
-                one_more = {**dict(expected), "ffn_layers": None, "ffn_from": ffn_from - 1, **worse}
-                broken = judge.compare(RowSchedule(**one_more), RowLimits())
+            for worse in ({"ffn_from": ffn_from - 1}, {"ffn_from": ffn_from - 1, "attention_from": None}):
+                broken = judge.compare(RowSchedule(**{**dict(expected), **worse}), RowLimits())
                 assert broken.comparisons[0].beside.found == 0
                 assert any(failure.startswith("needle: 0 answers") for failure in broken.failures)
             assert len(choice.tried) < 30
@@ -82,13 +68,9 @@ def test_limits_that_nothing_holds_leave_row_skipping_off(tmp_path: Path) -> Non
     with open_journal(tmp_path / "journal", {}) as journal:
         judge = judge_of(tmp_path, heads, journal)
         choice = choice_of(judge, heads)
-        # A text longer than `recent`: this model can skip the last layer, and the FFNs before the one that it needs.
+        # A text longer than `recent`: everything that this model can skip is the last layer.
         assert choice.choose((64,), 4) == RowSchedule(
-            ffn_from=LAYERS - 1,
-            ffn_layers=tuple(range(LAYERS - 2)),
-            attention_from=LAYERS - 1,
-            sink=4,
-            recent=64,
+            ffn_from=LAYERS - 1, attention_from=LAYERS - 1, sink=4, recent=64
         )
         impossible = RowLimits(recall=1.01)
         assert choice_of(judge, heads, impossible).choose((64,), 4) is None

@@ -28,7 +28,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "late": {"ffn_from": 1, "attention_from": 2, "sink": 3, "recent": 25},
     "all_layers": {"ffn_from": 0, "attention_from": 0, "sink": 0, "recent": 9},
     "ffn_only": {"ffn_from": 1, "sink": 4, "recent": 40},
-    "single": {"ffn_from": 2, "ffn_layers": [0], "attention_from": 2, "sink": 2, "recent": 30},
     "sparse": {
         "ffn_from": 2,
         "attention_from": 2,
@@ -100,7 +99,7 @@ def test_a_pass_that_begins_at_a_kept_state_equals_the_whole_pass_bit_for_bit(tm
         rows = rows_of(RowSchedule.parse(schedule), 190, 200, LAYERS)
         kept = model.run(tokens, 5, heads, keep=range(LAYERS)).states
         whole = model.run(tokens, 5, heads, rows)
-        first = 0 if "sparse_ffn" in schedule else min(*rows.ffn_layers, rows.ffn_from, rows.attention_from)
+        first = 0 if "sparse_ffn" in schedule else min(rows.ffn_from, rows.attention_from)
         for layer in range(first + 1):
             again = model.run(tokens, 5, heads, rows, begin=(layer, kept[layer]))
             assert torch.equal(again.logits, whole.logits)

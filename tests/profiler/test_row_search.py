@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from vllm_redknot.profiler.row_search import LateSearch, with_ffn_layers, with_sparse_ffn
+from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
 from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
 
 RECENTS = (64, 128, 256)
@@ -75,56 +75,6 @@ def test_whatever_holds_or_not_the_choice_was_tried_and_held(seed: int) -> None:
 def test_everything_may_be_skipped_where_nothing_matters() -> None:
     best = LateSearch(DEPTH, 4, RECENTS, lambda _: True, saved).best()
     assert best == RowSchedule(ffn_from=0, attention_from=0, recent=64)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_where_costs_add_up_no_other_single_layers_save_more(seed: int) -> None:
-    draw = random.Random(seed)
-    late = RowSchedule(ffn_from=12, attention_from=14)
-    costs = [draw.random() for _ in range(DEPTH)]
-    budget = sum(costs[12:]) + draw.uniform(0, 3)
-
-    def cost(schedule: RowSchedule) -> float:
-        return sum(costs[layer] for layer in range(DEPTH) if schedule.skips_ffn(layer))
-
-    def holds(schedule: RowSchedule) -> bool:
-        return cost(schedule) <= budget
-
-    found = with_ffn_layers(late, DEPTH, cost, holds)
-    assert holds(found)
-    most = max(
-        number
-        for number in range(13)
-        if any(sum(costs[12:]) + sum(some) <= budget for some in itertools.combinations(costs[:12], number))
-    )
-    assert sum(map(found.skips_ffn, range(DEPTH))) == 18 + most
-    assert (found.attention_from, found.sink, found.recent) == (14, late.sink, late.recent)
-
-
-def test_single_layers_that_reach_the_late_ones_are_late() -> None:
-    late = RowSchedule(ffn_from=20, attention_from=24)
-    wanted = {8, 18, 19}
-
-    def strain(schedule: RowSchedule) -> float:
-        return float(any(schedule.skips_ffn(layer) for layer in set(range(20)) - wanted))
-
-    found = with_ffn_layers(late, DEPTH, strain, lambda schedule: strain(schedule) == 0)
-    assert found == RowSchedule(ffn_from=18, ffn_layers=(8,), attention_from=24)
-    assert with_ffn_layers(late, DEPTH, strain, lambda _: False) == late
-
-
-def test_thresholds_are_not_for_layers_without_a_network() -> None:
-    schedule = RowSchedule(ffn_from=20, ffn_layers=(17, 18), attention_from=24)
-    thresholds = {0.75: [0.1] * DEPTH}
-
-    def holds(schedule: RowSchedule) -> bool:
-        assert isinstance(schedule.sparse_ffn, RelativeNorm)
-        return schedule.sparse_ffn.layers[0] >= 10
-
-    found = with_sparse_ffn(schedule, DEPTH, thresholds, holds, saved)
-    assert isinstance(found.sparse_ffn, RelativeNorm)
-    assert found.sparse_ffn.layers == (*range(10, 17), 19)
-    assert (found.ffn_from, found.ffn_layers) == (20, (17, 18))
 
 
 def test_thresholds_are_taken_downward_until_a_layer_takes_none() -> None:

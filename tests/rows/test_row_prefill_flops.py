@@ -57,7 +57,6 @@ def test_skipped_rows_save_what_a_count_says(seed: int) -> None:
     first = rng.randint(0, LAYERS - 1)
     rows = RowSchedule(
         ffn_from=first,
-        ffn_layers=tuple(layer for layer in range(first) if rng.random() < 0.3) or None,
         attention_from=rng.choice([None, rng.randint(first, LAYERS - 1)]),
         sink=rng.randint(0, 6),
         recent=rng.randint(1, 30),

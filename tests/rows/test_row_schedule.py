@@ -25,15 +25,7 @@ def test_sinks_and_recent_tokens_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [
-        LATE,
-        {"ffn_from": 3},
-        {"sparse_ffn": RELATIVE, **LATE},
-        {"sparse_ffn": MASS},
-        {"ffn_layers": [3, 8], **LATE},
-        {"ffn_layers": [3]},
-    ],
+    "values", [LATE, {"ffn_from": 3}, {"sparse_ffn": RELATIVE, **LATE}, {"sparse_ffn": MASS}]
 )
 def test_a_schedule_survives_its_section(values: dict[str, Any]) -> None:
     schedule = RowSchedule.parse(values)
@@ -48,8 +40,6 @@ def test_schedules_that_differ_have_digests_that_differ() -> None:
         {**LATE, "sink": 0},
         {**LATE, "sparse_ffn": RELATIVE},
         {"ffn_from": 20},
-        {**LATE, "ffn_layers": [9]},
-        {**LATE, "ffn_layers": [9, 11]},
     ]
     assert len({RowSchedule.parse(values).digest() for values in variants}) == len(variants)
 
@@ -74,14 +64,6 @@ def test_schedules_that_differ_have_digests_that_differ() -> None:
         ({"sparse_ffn": {**MASS, "share": 0.0}}, r"share is 0\.0"),
         ({"sparse_ffn": {**MASS, "deep_share": None}}, "deep_start and deep_share together"),
         ({"sparse_ffn": {**MASS, "deep_start": 2}}, "deep_start is 2"),
-        ({"ffn_layers": []}, r"rows\.ffn_layers is \[\]"),
-        ({"ffn_layers": ["5"]}, r"rows\.ffn_layers\.0 is '5'"),
-        ({"ffn_layers": [True]}, r"rows\.ffn_layers\.0 is True"),
-        ({"ffn_layers": [-1]}, r"rows\.ffn_layers\.0 is -1"),
-        ({"ffn_layers": 5}, r"rows\.ffn_layers is 5"),
-        ({"ffn_layers": [3, 20], **LATE}, "ffn_layers names layer 20, and ffn_from is 20"),
-        ({"ffn_layers": [3], "attention_from": 4}, "give ffn_from <= attention_from"),
-        ({"ffn_layers": [3, 12], "sparse_ffn": RELATIVE}, "both name layer 12"),
         ({"ffn_from": 12, "sparse_ffn": RELATIVE}, "sparse_ffn names layer 12"),
         ({"ffn_from": 4, "sparse_ffn": MASS}, "sparse_ffn names layer 4"),
     ],
@@ -97,22 +79,12 @@ def test_what_cannot_be_used_is_refused_by_its_place(values: dict[str, Any], mes
         {"ffn_from": 30},
         {"ffn_from": 3, "attention_from": 30},
         {"sparse_ffn": {**RELATIVE, "thresholds": {"30": 1.0}}},
-        {"ffn_layers": [2, 30]},
     ],
 )
 def test_layers_the_model_has_not_are_refused(values: dict[str, Any]) -> None:
     RowSchedule.parse(values).check_layers(31)
     with pytest.raises(RowScheduleError, match=r"is 30: the model's layers are 0 to 29"):
         RowSchedule.parse(values).check_layers(30)
-
-
-def test_single_layers_are_a_set_beside_the_late_ones() -> None:
-    schedule = RowSchedule.parse({"ffn_layers": [9, 3, 9], "ffn_from": 12, "attention_from": 13})
-    assert schedule == RowSchedule(ffn_layers=(3, 9), ffn_from=12, attention_from=13)
-    assert [layer for layer in range(15) if schedule.skips_ffn(layer)] == [3, 9, 12, 13, 14]
-    assert [layer for layer in range(15) if schedule.skips_attention(layer)] == [13, 14]
-    assert "no FFN in layers 3 and 9, no FFN from layer 12, no attention from layer 13" in schedule.describe()
-    assert "no FFN in layer 7, but for" in RowSchedule(ffn_layers=(7,)).describe()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ KIND: Final = "redknot.rows"
 FORMAT: Final = 1
 TOOL: Final = "redknot profile --rows"
 METHOD: Final = (
-    "the late layers, then the single layers and the thresholds before them, that save most FLOPs while needles, named"
-    " needles and essays hold their limits beside the head classes alone"
+    "the late layers, then the thresholds before them, that save most FLOPs while needles, named needles and essays"
+    " hold their limits beside the head classes alone"
 )
 EVIDENCE_SECTION: Final = "row_calibration"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch.nn.functional import cross_entropy, kl_div
@@ -162,7 +162,7 @@ class RowJudge:
     def _answer(self, index: int, schedule: RowSchedule) -> RowAnswer:
         case = self._cases[index]
         rows = rows_of(schedule, len(case.prompt), len(_tokens(case)), self._model.depth)
-        first = min((*_sparse_layers(schedule), *rows.ffn_layers, rows.ffn_from, rows.attention_from))
+        first = min((*_sparse_layers(schedule), rows.ffn_from, rows.attention_from))
         result = self.pass_under(index, rows, first)
         computed = {str(layer): share for layer, share in result.computed.items()}
         return replace(
@@ -217,40 +217,25 @@ def scored(case: Case, logits: torch.Tensor) -> Answer:
     return Answer(case.task, len(case.prompt), nll, bool((logits.argmax(-1) == targets).all()))
 
 
-class _Loss(NamedTuple):
-    """Nats a token of one task, over all its lengths."""
-
-    text: str
-    value: float
-    limit: float
-
-
 def row_failures(rows: Sequence[RowComparison], limits: RowLimits) -> list[str]:
-    """The limits that do not hold."""
+    """The limits that do not hold, each over all lengths of a task."""
     recall = Limits(limits.recall, math.inf)
-    return failures_of([row.beside for row in rows], recall, "heads alone find") + [
-        f"{loss.text} {loss.value:.3f} nats a token; allowed: {loss.limit:.3g}"
-        for loss in _losses(rows, limits)
-        if loss.value > loss.limit
-    ]
-
-
-def strain(rows: Sequence[RowComparison], limits: RowLimits) -> float:
-    """The largest share of a limit on NLL or KL that is used up: above 1, one does not hold."""
-    return max(loss.value / loss.limit if loss.limit > 0 else math.inf for loss in _losses(rows, limits))
-
-
-def _losses(rows: Sequence[RowComparison], limits: RowLimits) -> Iterator[_Loss]:
+    failures = failures_of([row.beside for row in rows], recall, "heads alone find")
     for task in dict.fromkeys(row.beside.task for row in rows):
         mine = [row for row in rows if row.beside.task == task]
         is_essay = task == "essays"
-        nll = limits.nll_increase if is_essay else limits.needle_nll
-        if nll is not None:
-            rise = fmean(row.beside.nll - row.beside.dense_nll for row in mine)
-            yield _Loss(f"{task}: NLL rises by", rise, nll)
-        kl = limits.kl if is_essay else limits.needle_kl
-        if kl is not None:
-            yield _Loss(f"{task}: KL from heads alone is", fmean(row.kl for row in mine), kl)
+        rise = fmean(row.beside.nll - row.beside.dense_nll for row in mine)
+        for loss, value, limit in (
+            ("NLL rises by", rise, limits.nll_increase if is_essay else limits.needle_nll),
+            (
+                "KL from heads alone is",
+                fmean(row.kl for row in mine),
+                limits.kl if is_essay else limits.needle_kl,
+            ),
+        ):
+            if limit is not None and value > limit:
+                failures.append(f"{task}: {loss} {value:.3f} nats a token; allowed: {limit:.3g}")
+    return failures
 
 
 def _tokens(case: Case) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ answer in one pass. Schedules that differ in late layers only share the states b
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,7 +49,6 @@ class Rows:
     ffn_from: int
     attention_from: int
     choose: FfnChoice | None = None
-    ffn_layers: Collection[int] = ()
 
 
 def rows_of(schedule: RowSchedule, prompt_tokens: int, tokens: int, depth: int) -> Rows:
@@ -66,7 +65,6 @@ def rows_of(schedule: RowSchedule, prompt_tokens: int, tokens: int, depth: int) 
         depth if schedule.ffn_from is None else schedule.ffn_from,
         depth if schedule.attention_from is None else schedule.attention_from,
         None if schedule.sparse_ffn is None else choose,
-        schedule.ffn_layers or (),
     )
 
 
@@ -142,7 +140,7 @@ class RowModel:
             keep: layers whose states are kept.
         """
         if rows is not None:
-            rows = replace(rows, skips=rows.skips.to(self.device))
+            rows = Rows(rows.skips.to(self.device), rows.ffn_from, rows.attention_from, rows.choose)
         layer, state = begin or (0, None)
         self._now = now = _Pass(heads, rows, layer, state, keep)
         self._model.attention = self._attend
@@ -216,7 +214,7 @@ class RowModel:
             now = self._now
             if now is None or now.rows is None:
                 return forward(hidden_states)
-            if index >= now.rows.ffn_from or index in now.rows.ffn_layers:
+            if index >= now.rows.ffn_from:
                 return _on_rows(forward, hidden_states, now.kept)
             if now.rows.choose is None:
                 return forward(hidden_states)

@@ -18,19 +18,19 @@ from vllm_redknot.profiler.calibration import Mixture
 from vllm_redknot.profiler.hooked import HookedModel
 from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.quality import Answer
-from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict, row_failures, strain
+from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict, row_failures
 from vllm_redknot.profiler.row_model import RowModel
-from vllm_redknot.profiler.row_search import LateSearch, with_ffn_layers, with_sparse_ffn
+from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
 from vllm_redknot.profiler.verify import Judge
 from vllm_redknot.rows.savings import PrefillSavings, Savings
 from vllm_redknot.rows.schedule import RowSchedule
 
 SEARCH_SHARE: Final = 0.8
 """Of the limits on NLL and KL, so much may be used in the search: the best of many looks better than it is."""
-LATE_SHARE: Final = 0.5
-"""Of that, so much by late layers alone: single layers before them may be cheaper."""
+LATE_SHARE: Final = 0.6
+"""Of that, so much by late layers alone: thresholds before them skip rows at less cost than one more late layer."""
 SEARCH_NEEDLE_NLL: Final = 0.05
-SEARCH_NEEDLE_KL: Final = 0.03
+SEARCH_NEEDLE_KL: Final = 0.01
 """Limits of the search on a passcode token's mean rise of NLL and mean KL, in nats: recall over a handful of cases is
 too coarse to see a loss of one answer in ten."""
 CHECK_ONLY: Final = ("judged_lengths", "judged_texts", "held_out")
@@ -125,8 +125,7 @@ class RowChoice:
                 break
         else:
             return None
-        single = with_ffn_layers(late, self._depth, self._strain, self._holds)
-        return with_sparse_ffn(single, self._depth, self._judge.thresholds(), self._holds, self._saved)
+        return with_sparse_ffn(late, self._depth, self._judge.thresholds(), self._holds, self._saved)
 
     def _try(self, schedule: RowSchedule) -> Tried:
         digest = schedule.digest()
@@ -140,9 +139,6 @@ class RowChoice:
 
     def _late_holds(self, schedule: RowSchedule) -> bool:
         return not row_failures(self._try(schedule).verdict.comparisons, self._late_limits)
-
-    def _strain(self, schedule: RowSchedule) -> float:
-        return strain(self._try(schedule).verdict.comparisons, self._limits)
 
     def _saved(self, schedule: RowSchedule) -> float:
         return self._try(schedule).savings.flops

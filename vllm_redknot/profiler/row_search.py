@@ -1,9 +1,9 @@
-"""The row schedule that saves most among those whose quality holds: late layers, single layers, thresholds.
+"""The row schedule that saves most among those whose quality holds.
 
-Assumption of the search for late layers: whoever skips less loses less. If a schedule holds, so does every one with
-later first layers and more recent tokens, and if one breaks, so does every one that skips at least as much. Quality is
-near monotone in depth, but not exactly: so this decides what is tried, not what is written. The schedule chosen was
-tried itself, and is checked on held-out texts.
+Assumption: whoever skips less loses less. If a schedule holds, so does every one with later first layers and more
+recent tokens, and if one breaks, so does every one that skips at least as much. Quality is near monotone in depth, but
+not exactly: so this decides what is tried, not what is written. The schedule chosen was tried itself, and is checked on
+held-out texts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Final
 
 from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
 
-ENOUGH_BROKEN: Final = 3
-"""So many layers in a row that cannot be added end the search for single layers."""
 SPARSE_PAYS: Final = 0.03
 """Share of prefill FLOPs that `sparse_ffn` must save beyond late layers: it packs rows, and rules out torch.compile."""
 
@@ -131,43 +129,6 @@ class LateSearch:
         return known
 
 
-def with_ffn_layers(
-    schedule: RowSchedule, depth: int, strain: Callable[[RowSchedule], float], holds: Holds
-) -> RowSchedule:
-    """The schedule without the FFN of single layers before the late ones, as many as hold together.
-
-    All layers' FFNs cost the same, so the layers go in the order of what each strains alone, least first, and one that
-    breaks a limit together with those before it is left out. Where costs add up, no other choice saves more.
-
-    Args:
-        strain: how much of the limits a schedule uses up.
-    """
-    first = depth if schedule.ffn_from is None else schedule.ffn_from
-    alone = sorted(range(first), key=lambda layer: (strain(_without_ffn(schedule, {layer})), -layer))
-    found: set[int] = set()
-    broken = 0
-    for layer in alone:
-        if holds(_without_ffn(schedule, {*found, layer})):
-            found.add(layer)
-            broken = 0
-        else:
-            broken += 1
-        if broken == ENOUGH_BROKEN:
-            break
-    return _without_ffn(schedule, found)
-
-
-def _without_ffn(schedule: RowSchedule, layers: set[int]) -> RowSchedule:
-    """Layers that reach the late ones are late themselves."""
-    first = schedule.ffn_from
-    single = set(layers)
-    while first is not None and first - 1 in single:
-        first -= 1
-        single.remove(first)
-    values = {**dict(schedule), "ffn_from": first, "ffn_layers": tuple(sorted(single)) or None}
-    return RowSchedule.model_validate(values)
-
-
 def with_sparse_ffn(
     schedule: RowSchedule,
     depth: int,
@@ -175,18 +136,17 @@ def with_sparse_ffn(
     holds: Holds,
     saved: Saved,
 ) -> RowSchedule:
-    """The schedule with thresholds in layers before the late ones, if that pays; else as it is.
+    """The schedule with thresholds in the layers before the late ones, if that pays; else as it is.
 
-    Downward from the first late layer, each layer that has an FFN takes the largest share of skipped tokens that still
-    holds, until one takes none: earlier layers are taken to matter more.
+    Downward from the first late layer, each layer takes the largest share of skipped tokens that still holds, until one
+    takes none: earlier layers are taken to matter more.
 
     Args:
         thresholds: share of tokens skipped -> the threshold of every layer that does so.
     """
     found: dict[str, float] = {}
     last = schedule
-    dense = [layer for layer in range(depth) if not schedule.skips_ffn(layer)]
-    for layer in reversed(dense):
+    for layer in reversed(range(depth if schedule.ffn_from is None else schedule.ffn_from)):
         for share in sorted(thresholds, reverse=True):
             tried = {**found, str(layer): round(thresholds[share][layer], 6)}
             rule = RelativeNorm(rule="relative_norm", thresholds=dict(sorted(tried.items(), key=_number)))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from vllm_redknot.heads.profile import MAX_LAYERS, MAX_POSITIONS
 
@@ -18,12 +18,6 @@ SECTION: Final = "rows"
 """Name of the section in a head-profile file."""
 
 Layer = Annotated[int, Field(ge=0, lt=MAX_LAYERS)]
-# JSON has lists only; equal sets are to be equal.
-LayerSet = Annotated[
-    tuple[Layer, ...],
-    Field(strict=False, min_length=1),
-    AfterValidator(lambda layers: tuple(sorted(set(layers)))),
-]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -81,15 +75,11 @@ class Mass(_Strict):
 class RowSchedule(_Strict):
     """What prompt tokens skip, but for a prompt's first `sink` and last `recent` tokens, which skip nothing.
 
-    From layer `ffn_from` on, and in `ffn_layers` before it, no feed-forward network; from layer `attention_from` >=
-    `ffn_from` on no attention, query or output projection; in the other layers, the feed-forward network as
-    `sparse_ffn` says.
+    From layer `ffn_from` on no feed-forward network; from layer `attention_from` >= `ffn_from` on no attention,
+    query or output projection; in the layers before `ffn_from`, the feed-forward network as `sparse_ffn` says.
     """
 
     ffn_from: Annotated[Layer | None, Field(description="first layer without a feed-forward network")] = None
-    ffn_layers: Annotated[
-        LayerSet | None, Field(description="layers before `ffn_from` without a feed-forward network")
-    ] = None
     attention_from: Annotated[Layer | None, Field(description="first layer without attention")] = None
     sink: Annotated[
         int, Field(ge=0, le=MAX_POSITIONS, description="first tokens of a prompt that skip nothing")
@@ -102,8 +92,8 @@ class RowSchedule(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         first, attention = self.ffn_from, self.attention_from
-        if first is None and attention is None and self.ffn_layers is None and self.sparse_ffn is None:
-            raise ValueError("nothing is skipped: give ffn_from, ffn_layers or sparse_ffn")
+        if first is None and attention is None and self.sparse_ffn is None:
+            raise ValueError("nothing is skipped: give ffn_from, sparse_ffn, or both")
         if attention is not None and (first is None or attention < first):
             raise ValueError(
                 f"attention_from is {attention} and ffn_from {first}: give ffn_from <= attention_from"
@@ -113,19 +103,6 @@ class RowSchedule(_Strict):
             raise ValueError(
                 f"sparse_ffn names layer {sparse}, and ffn_from is {first}: give layers below it"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_ffn_layers(self) -> Self:
-        if self.ffn_layers is None:
-            return self
-        if self.ffn_from is not None and (last := self.ffn_layers[-1]) >= self.ffn_from:
-            raise ValueError(
-                f"ffn_layers names layer {last}, and ffn_from is {self.ffn_from}: give layers below it"
-            )
-        sparse = self.sparse_ffn.layers if isinstance(self.sparse_ffn, RelativeNorm) else ()
-        if both := set(self.ffn_layers).intersection(sparse):
-            raise ValueError(f"ffn_layers and sparse_ffn both name layer {min(both)}: name it once")
         return self
 
     def _sparse_start(self) -> int | None:
@@ -157,8 +134,6 @@ class RowSchedule(_Strict):
             RowScheduleError: A layer number is not one of the model's.
         """
         named = {"ffn_from": self.ffn_from, "attention_from": self.attention_from}
-        if self.ffn_layers is not None:
-            named["ffn_layers"] = self.ffn_layers[-1]
         if isinstance(self.sparse_ffn, RelativeNorm):
             named["sparse_ffn.thresholds"] = self.sparse_ffn.layers[-1]
         elif self.sparse_ffn is not None:
@@ -172,7 +147,7 @@ class RowSchedule(_Strict):
 
     def skips_ffn(self, layer: int) -> bool:
         """Whether skipping tokens run no feed-forward network at all in a layer."""
-        return layer in (self.ffn_layers or ()) or (self.ffn_from is not None and layer >= self.ffn_from)
+        return self.ffn_from is not None and layer >= self.ffn_from
 
     def skips_attention(self, layer: int) -> bool:
         """Whether skipping tokens run no attention in a layer."""
@@ -195,19 +170,12 @@ class RowSchedule(_Strict):
     def describe(self) -> str:
         """One line for the log."""
         parts = [f"{self.sparse_ffn.rule} FFN rows"] if self.sparse_ffn is not None else []
-        if self.ffn_layers is not None:
-            parts.append(f"no FFN in {_listed(self.ffn_layers)}")
         if self.ffn_from is not None:
             parts.append(f"no FFN from layer {self.ffn_from}")
         if self.attention_from is not None:
             parts.append(f"no attention from layer {self.attention_from}")
         kept = f"but for the first {self.sink} and last {self.recent} tokens of a prompt"
         return f"row skipping in prefill: {', '.join(parts)}, {kept}"
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    *others, last = map(str, layers)
-    return f"layers {', '.join(others)} and {last}" if others else f"layer {last}"
 
 
 def schedule_of(setting: str | Mapping[str, Any] | None, sections: Mapping[str, Any]) -> RowSchedule | None:
