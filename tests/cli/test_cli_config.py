@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -8,6 +9,7 @@ import pytest
 
 from tests.cli.conftest import Run, WriteModel
 from vllm_redknot.config import RedknotConfig
+from vllm_redknot.reuse.chat_documents import ChatDocuments
 
 
 def words_of(text: str) -> list[str]:
@@ -75,6 +77,18 @@ def test_settings_of_the_environment_are_written_out(
 ) -> None:
     monkeypatch.setenv("REDKNOT_WINDOW", "77")
     assert settings_in(words_of(redknot("config", model_path).stdout)) == {"window": 77}
+
+
+def test_with_reuse_the_server_takes_documents_of_chats(
+    redknot: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--middleware" not in words_of(redknot("config", model_path).stdout)
+    monkeypatch.setenv("REDKNOT_REUSE", "force")
+    monkeypatch.setenv("REDKNOT_STORE", str(tmp_path))
+    words = words_of(redknot("config", model_path).stdout)
+    assert settings_in(words) == {"reuse": "force", "store": str(tmp_path)}
+    module, name = words[words.index("--middleware") + 1].rsplit(".", 1)
+    assert getattr(importlib.import_module(module), name) is ChatDocuments
 
 
 def test_a_heads_path_is_made_absolute(

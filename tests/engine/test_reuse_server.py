@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 from vllm.engine.arg_utils import EngineArgs
 
 from benchmarks.reuse_client import metrics
@@ -17,6 +18,7 @@ from benchmarks.server import Server, serving
 from tests.engine.conftest import Cut
 from tests.reuse.test_receipt import DOCUMENT
 from vllm_redknot.benchmarking import client
+from vllm_redknot.evals.texts import essays
 from vllm_redknot.reuse.identity import fingerprint_of
 from vllm_redknot.reuse.receipt import Receipt, write_receipt
 from vllm_redknot.reuse.scope import FILE_NAME
@@ -65,6 +67,7 @@ def server(
         ),
         *("--max-num-batched-tokens", "512", "--block-size", "32", "--kv-cache-memory-bytes", str(2**28)),
         *("--additional-config", json.dumps({"redknot": settings}), "--enable-prompt-tokens-details"),
+        *("--middleware", "vllm_redknot.reuse.chat_documents.ChatDocuments"),
     ]
     with serving(model_path, flags, tmp_path_factory.mktemp("server") / "log", timeout=600) as running:
         yield running
@@ -169,6 +172,47 @@ def test_a_request_gets_the_receipts_boundary_and_none_of_the_store_with_rows_of
     )
 
 
+def test_documents_of_a_chat_are_marked_in_its_content_parts(server: Server, model_path: Path) -> None:
+    documents = [essays()[begin : begin + 1_200].strip() for begin in (80_000, 90_000)]
+    marked = [{"type": "text", "text": text, "redknot_document": True} for text in documents]
+    ours = OpenAI(base_url=server.base_url, api_key="none", timeout=300, max_retries=0)
+
+    def chat(system: str, content: list[Any], **wish: Any) -> tuple[dict[str, Any], int]:
+        answer = ours.chat.completions.create(
+            model=str(model_path),
+            messages=[{"role": "system", "content": system}, {"role": "user", "content": content}],
+            max_tokens=4,
+            extra_body={"vllm_xargs": {"redknot_reuse": json.dumps(wish)}} if wish else None,
+        )
+        told: dict[str, Any] = answer.model_extra["kv_transfer_params"]["redknot_reuse"]
+        return told, answer.usage.prompt_tokens_details.cached_tokens
+
+    question = {"type": "text", "text": "What do they say?"}
+    # The template stands before a chat's documents, and this server stores what begins a prompt.
+    for system in ("Answer.", "Be short."):
+        told, cached = chat(system, [*marked, question])
+        assert (told["segment_tokens"], cached) == (0, told["prefix_tokens"])
+    for text in documents:
+        ours.completions.create(
+            model=str(model_path),
+            prompt=text,
+            max_tokens=1,
+            extra_body={
+                "add_special_tokens": False,
+                "vllm_xargs": {"redknot_reuse": json.dumps({"texts": [text], "reuse": False})},
+            },
+        )
+    told, cached = chat("You are brief.", [*reversed(marked), question])
+    assert (told["segments"], told.get("problem")) == (2, None)
+    assert told["segment_tokens"] > 400
+    assert told["recomputed_tokens"] < 100
+    assert cached == told["prefix_tokens"] + told["segment_tokens"]
+    more, _ = chat("You are terse.", [*reversed(marked), question], boundary=32)
+    assert told["segment_tokens"] - more["segment_tokens"] == 2 * 16
+    other = {**question, "redknot_document": True, "text": "A text that the template leaves as it is."}
+    assert chat("You are curt.", [other, *marked, question])[0]["segments"] == 2
+
+
 def test_a_wish_that_makes_no_sense_is_answered_and_explained(
     server: Server, model_path: Path, cut: Cut
 ) -> None:
@@ -180,5 +224,5 @@ def test_a_server_that_is_ended_leaves_whole_segments(server: Server, store: Pat
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     files = [path.name for path in store.rglob("*") if path.is_file() and path.name.endswith(".safetensors")]
-    assert len(files) == 3
+    assert len(files) == 5
     assert all(FILE_NAME.fullmatch(name) for name in files)

@@ -7,6 +7,7 @@ import pytest
 
 from vllm_redknot.reuse.control import OFF, Control, parse_control
 from vllm_redknot.reuse.faults import ReuseError
+from vllm_redknot.reuse.texts import MAX_TEXT_BYTES, MAX_TEXTS
 
 
 def test_a_request_that_says_nothing_is_searched_and_marks_nothing() -> None:
@@ -22,6 +23,26 @@ def test_objects_and_their_json_say_the_same() -> None:
     expected = Control(spans=((0, 3), (4, 9)), boundary=4, reuse=False, policy="boundary")
     assert parse_control({"redknot_reuse": wish}, 9) == expected
     assert parse_control({"redknot_reuse": json.dumps(wish)}, 9) == expected
+
+
+def test_documents_are_marked_by_spans_or_by_texts() -> None:
+    by_text = parse_control({"redknot_reuse": {"texts": ["one", " two"], "boundary": 4}}, 9)
+    assert by_text == Control(texts=("one", " two"), boundary=4, policy="boundary")
+    assert by_text.marks
+    assert parse_control({"redknot_reuse": {"spans": [[0, 3]]}}, 9).marks
+    assert not parse_control({"redknot_reuse": {"texts": []}}, 9).marks
+
+
+def test_texts_may_be_as_many_and_as_large_as_the_bounds_and_no_more() -> None:
+    half = "\u00e9" * (MAX_TEXT_BYTES // 4)
+    assert parse_control({"redknot_reuse": {"texts": [half, half]}}, 9).texts == (half, half)
+    with pytest.raises(
+        ReuseError, match=f"have {MAX_TEXT_BYTES + 1} bytes: give at most {MAX_TEXT_BYTES} in all"
+    ):
+        parse_control({"redknot_reuse": {"texts": [half, half, "x"]}}, 9)
+    assert len(parse_control({"redknot_reuse": {"texts": ["x"] * MAX_TEXTS}}, 9).texts) == MAX_TEXTS
+    with pytest.raises(ReuseError, match=f"texts: give a list of at most {MAX_TEXTS} strings"):
+        parse_control({"redknot_reuse": {"texts": ["x"] * (MAX_TEXTS + 1)}}, 9)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +88,11 @@ def test_the_policy_is_the_one_whose_number_is_given(
         ({"boundary": 0, "share": 0.1}, "give one"),
         ({"spans": [[0, 10]]}, "give 0 <= begin < end <= 9"),
         ({"spans": [[0, 5], [4, 9]]}, "overlap"),
+        ({"spans": [[0, 5]], "texts": ["one"]}, 'has "spans" and "texts": give one'),
+        ({"texts": "one"}, "texts: give a list of at most"),
+        ({"texts": ["one", 2]}, r"texts\[1\] is 2: give a string"),
+        ({"texts": ["one", "\ud800"]}, r"texts\[1\] is no Unicode text: surrogates not allowed"),
+        ("[" * 100_000, 'give "off", or an object'),
     ],
 )
 def test_anything_else_is_an_error_that_says_what_is_valid(wish: Any, message: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.reuse.new_request import new_request
-from vllm_redknot.reuse.messages import Lookup
+from vllm_redknot.reuse.messages import Found, Lookup, ReuseReport
 from vllm_redknot.reuse.permitted import Permitted
 from vllm_redknot.reuse.tracker import Tracker
 
@@ -37,6 +37,22 @@ def test_without_a_receipt_any_boundary_is_honoured() -> None:
     asked, details = lookup(Tracker(Permitted(24), "first", 64), 0)
     assert asked.boundary == 0
     assert "problem" not in details
+
+
+def test_texts_go_to_the_worker_and_what_it_does_not_find_is_told_beside_other_problems() -> None:
+    tracker = Tracker(Permitted(24, least_boundary=16), "first", 64)
+    tracker.add(new_request({"texts": ["one", "two"], "boundary": 4}), eligible=True)
+    (asked,) = tracker.metadata({}, lambda _: ()).lookups
+    assert (asked.texts, asked.spans, asked.boundary) == (("one", "two"), (), 16)
+    tracker.receive(ReuseReport(found=[Found(asked.ticket, (), (), 0, "texts[1] is not there")]))
+    # A request that starts over asks again.
+    tracker.preempted("a")
+    (again,) = tracker.metadata({}, lambda _: ()).lookups
+    assert again.texts == ("one", "two")
+    tracker.receive(ReuseReport(found=[Found(again.ticket, (), (), 0, "texts[1] is not there")]))
+    assert tracker.finished("a")["problem"] == (
+        "boundary 4 is less than 16, which the server's receipt is for: 16 was used; texts[1] is not there"
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,12 @@ class Stored:
         self.gate = threading.Event()
         self.gate.set()
         self.has = True
+        self.asked: Any = None
         self.error: Exception | None = None
 
     def find(self, tokens: Any, spans: Any = None) -> tuple[Match, ...]:
-        del tokens, spans
+        del tokens
+        self.asked = spans
         self.gate.wait(10)
         if self.error:
             raise self.error
@@ -138,6 +140,54 @@ def test_a_ticket_released_before_its_answer_leaves_no_lease_and_no_answer(
     lookups.ask(lookup(2))
     assert [answer.ticket for answer in wait(lookups)] == [2]
     assert stored.leases == 1
+
+
+def by_texts(stored: Stored, *texts: str, tokenizer: bool = True, reuse: bool = True) -> Found:
+    """The answer for texts of numbers, which are their tokens."""
+
+    def tokens_of(text: str) -> Any:
+        return np.asarray(text.split(), dtype=np.int32)
+
+    lookups = Lookups(stored, LAYOUT, 31, tokens_of if tokenizer else None)
+    try:
+        lookups.ask(Lookup(1, np.arange(200, dtype=np.int32), (), 16, texts, reuse))
+        (answer,) = wait(lookups)
+    finally:
+        lookups.close()
+    return answer
+
+
+def numbers(begin: int, end: int) -> str:
+    return " ".join(map(str, range(begin, end)))
+
+
+def test_texts_are_marked_documents_once_they_are_found(stored: Stored) -> None:
+    answer = by_texts(stored, numbers(48, 151), numbers(300, 400), numbers(0, 45))
+    assert stored.asked == (Span(0, 45), Span(48, 151))
+    assert answer == Found(
+        1,
+        (CleanSpan(66, 150, "a", 16),),
+        (Span(0, 45),),
+        0,
+        "not found in the prompt, and left out: texts[1]",
+    )
+
+
+def test_where_no_text_is_found_nothing_is_looked_for(stored: Stored) -> None:
+    by_texts(stored, numbers(300, 400))
+    assert stored.asked == ()
+
+
+def test_without_reuse_texts_that_are_not_stored_exactly_are_missing(stored: Stored) -> None:
+    answer = by_texts(stored, numbers(0, 45), numbers(50, 150), reuse=False)
+    assert answer == Found(1, (), (Span(0, 45),), 0)
+
+
+def test_without_a_tokenizer_texts_find_nothing_and_the_answer_says_so(stored: Stored) -> None:
+    stored.error = RuntimeError("not to be searched")
+    answer = by_texts(stored, numbers(50, 150), tokenizer=False)
+    assert (answer.spans, answer.missing, answer.faults) == ((), (), 0)
+    assert "the engine has no tokenizer: mark documents by spans" in answer.problem
 
 
 def test_closing_ends_all_leases(stored: Stored) -> None:

@@ -54,6 +54,8 @@ REVIEWED = {
         + _REFUSED,
         "set_forward_context changed": "makes a batch descriptor of the number of tokens without CUDA graphs too;"
         " called without one" + _REFUSED,
+        "cached_tokenizer_from_config changed": "hands on the model's code_revision; asked for the engine's own"
+        " tokenizer alone" + _REFUSED,
         "AttentionBackend.supports_kv_cache_update_bypass new": "False by default: forward gets K and V, as it needs",
         "AttentionImpl.set_interleaved_v_cache new": "called by a ROCm fusion pass only; the default does nothing",
         "SlidingWindowManager.cache_blocks changed": "counts hashed tokens too; its use of our block mask is as it was",

@@ -2,6 +2,7 @@
 
 "off"                                      nothing is reused or stored for this request
 {"spans": [[begin, end], ...],             documents of the prompt, in tokens; they are looked up, and stored
+ "texts": [text, ...],                     the same by their text; spans or texts
  "boundary": N,                            tokens recomputed at the start of each moved document
  "policy": "boundary" or "blend",          which tokens of moved documents are recomputed; without it the policy whose
                                            number is given, or else the server's
@@ -20,12 +21,13 @@ from typing import Any, Final
 from vllm_redknot.reuse.faults import ReuseError
 from vllm_redknot.reuse.policy import BLEND, BOUNDARY, POLICIES
 from vllm_redknot.reuse.spans import Span, parse_spans
+from vllm_redknot.reuse.texts import parse_texts
 
 ARGUMENT: Final = "redknot_reuse"
-KEYS: Final = ("spans", "boundary", "policy", "share", "reuse")
+KEYS: Final = ("spans", "texts", "boundary", "policy", "share", "reuse")
 VALID: Final = (
-    '"off", or an object with "spans" ([[begin, end], ...]), "policy" ("boundary" or "blend"), "boundary" (tokens) or'
-    ' "share" (0 to 1), and "reuse" (true or false)'
+    '"off", or an object with "spans" ([[begin, end], ...]) or "texts" (strings), "policy" ("boundary" or "blend"),'
+    ' "boundary" (tokens) or "share" (0 to 1), and "reuse" (true or false)'
 )
 
 
@@ -36,6 +38,7 @@ class Control:
     Attributes:
         enabled: whether anything may be reused or stored.
         spans: documents that the request marks.
+        texts: documents that it marks by their text; where they stand is found out with what is stored.
         boundary: tokens recomputed per moved span; None leaves it to the server.
         policy: "boundary" or "blend"; None leaves it to the server.
         share: of a moved span's tokens that blend recomputes; None leaves it to the server.
@@ -45,10 +48,16 @@ class Control:
 
     enabled: bool = True
     spans: tuple[Span, ...] = ()
+    texts: tuple[str, ...] = ()
     boundary: int | None = None
     reuse: bool = True
     policy: str | None = None
     share: float | None = None
+
+    @property
+    def marks(self) -> bool:
+        """Whether the request marks documents."""
+        return bool(self.spans or self.texts)
 
 
 OFF: Final = Control(enabled=False)
@@ -66,7 +75,7 @@ def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) 
     if isinstance(value, str) and value != "off":
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReuseError(f"{ARGUMENT} is {value!r:.80}: give {VALID}") from error
     if value == "off":
         return OFF
@@ -79,8 +88,11 @@ def parse_control(extra_args: Mapping[str, Any] | None, num_prompt_tokens: int) 
     if not isinstance(reuse, bool):
         raise ReuseError(f"{ARGUMENT}.reuse is {reuse!r:.80}: give true or false")
     policy, share = _policy(value)
+    if "spans" in value and "texts" in value:
+        raise ReuseError(f'{ARGUMENT} has "spans" and "texts": give one')
     spans = parse_spans(value.get("spans", []), num_prompt_tokens)
-    return Control(spans=spans, boundary=boundary, reuse=reuse, policy=policy, share=share)
+    texts = parse_texts(value.get("texts", []))
+    return Control(spans=spans, texts=texts, boundary=boundary, reuse=reuse, policy=policy, share=share)
 
 
 def _policy(value: Mapping[str, Any]) -> tuple[str | None, float | None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
@@ -18,12 +19,14 @@ from vllm_redknot.reuse.policy import repair_policy
 from vllm_redknot.reuse.scope import content_id
 from vllm_redknot.reuse.segment import Segment
 from vllm_redknot.reuse.spans import Span
+from vllm_redknot.reuse.texts import TextTokens, locate
 
 logger = init_logger("vllm.redknot")
 
 THREADS: Final = 2
 DEADLINE: Final = 4.0
 """Seconds a segment may take to come from disk."""
+NO_TOKENIZER: Final = "texts cannot be found, as the engine has no tokenizer: mark documents by spans"
 
 
 class Segments(Protocol):
@@ -40,12 +43,26 @@ class Segments(Protocol):
 
 
 class Lookups:
-    """Answers lookups, and keeps the leases of each until its ticket is released. Called from one thread."""
+    """Answers lookups, and keeps the leases of each until its ticket is released. Called from one thread.
 
-    def __init__(self, store: Segments, layout: SegmentFormat, min_tokens: int) -> None:
+    Args:
+        store: of segments.
+        layout: of what is stored.
+        min_tokens: that a marked document lacks at least, if it is missing.
+        tokens_of: token ids of a text alone, called from several threads; None where there is no tokenizer.
+    """
+
+    def __init__(
+        self,
+        store: Segments,
+        layout: SegmentFormat,
+        min_tokens: int,
+        tokens_of: Callable[[str], TextTokens] | None = None,
+    ) -> None:
         self._store = store
         self._format = layout
         self._min_tokens = min_tokens
+        self._tokens_of = tokens_of
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="redknot-reuse")
         self._lock = threading.Lock()
         self._open: set[int] = set()
@@ -85,7 +102,7 @@ class Lookups:
     def _run(self, lookup: Lookup) -> None:
         leases: dict[str, Lease] = {}
         try:
-            answer = self._search(lookup, leases)
+            answer = self._answer(lookup, leases)
         except Exception:
             logger.exception("REDKNOT: a lookup of stored KV failed; its prompt is computed")
             answer = Found(lookup.ticket, (), (), 1)
@@ -99,11 +116,22 @@ class Lookups:
             if not wanted or name not in used:
                 lease.release()
 
-    def _search(self, lookup: Lookup, leases: dict[str, Lease]) -> Found:
+    def _answer(self, lookup: Lookup, leases: dict[str, Lease]) -> Found:
+        if not lookup.texts:
+            return self._search(lookup, lookup.spans or None, leases)
+        if self._tokens_of is None:
+            return Found(lookup.ticket, (), (), 0, NO_TOKENIZER)
+        located = locate(lookup.tokens, lookup.texts, self._tokens_of)
+        found = self._search(lookup, located.spans, leases)
+        return dataclasses.replace(found, problem=_not_there(located.missing))
+
+    def _search(self, lookup: Lookup, marked: tuple[Span, ...] | None, leases: dict[str, Lease]) -> Found:
+        """`marked`: where documents are; None where the request marks none, and the whole prompt is searched."""
+        documents = marked or ()
         if not lookup.reuse:
-            return Found(lookup.ticket, (), tuple(s for s in lookup.spans if not self._holds(lookup, s)), 0)
+            return Found(lookup.ticket, (), tuple(s for s in documents if not self._holds(lookup, s)), 0)
         faults, runs = 0, []
-        for match in self._store.find(lookup.tokens.tolist(), lookup.spans or None):
+        for match in self._store.find(lookup.tokens.tolist(), marked):
             if match.content not in leases:
                 lease = self._store.acquire(match.content, DEADLINE)
                 if lease is None:
@@ -113,7 +141,7 @@ class Lookups:
             length = leases[match.content].segment.num_tokens
             runs.append(Run(match.content, length, match.segment_begin, match.begin, match.num_tokens))
         spans = plan_spans(runs, self._format, repair_policy(lookup.boundary), len(lookup.tokens))
-        missing = tuple(span for span in lookup.spans if self._is_missing(span, runs))
+        missing = tuple(span for span in documents if self._is_missing(span, runs))
         return Found(lookup.ticket, spans, missing, faults)
 
     def _holds(self, lookup: Lookup, span: Span) -> bool:
@@ -125,3 +153,10 @@ class Lookups:
             max(0, min(span.end, run.begin + run.length) - max(span.begin, run.begin)) for run in runs
         )
         return span.end - span.begin - stored >= self._min_tokens
+
+
+def _not_there(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return ""
+    names = ", ".join(f"texts[{number}]" for number in numbers)
+    return f"not found in the prompt, and left out: {names}"

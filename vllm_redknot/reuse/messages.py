@@ -31,6 +31,7 @@ class Lookup:
     tokens: npt.NDArray[np.int32]  # [n], the prompt
     spans: tuple[Span, ...]
     boundary: int
+    texts: tuple[str, ...] = ()  # documents of the prompt beside the spans
     reuse: bool = True  # without it the answer has no spans, only which of the documents are missing
 
 
@@ -80,6 +81,7 @@ class Found:
     spans: tuple[CleanSpan, ...]  # leased
     missing: tuple[Span, ...]  # marked documents that are not stored
     faults: int  # segments that were listed and could not be had
+    problem: str = ""  # why texts are no marks
 
 
 @dataclass

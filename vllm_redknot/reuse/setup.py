@@ -12,6 +12,8 @@ SCHEDULERS: Final = {
     False: "vllm_redknot.reuse.span_scheduler.SpanScheduler",
     True: "vllm_redknot.reuse.span_scheduler.AsyncSpanScheduler",
 }
+CHAT_DOCUMENTS: Final = "vllm_redknot.reuse.chat_documents.ChatDocuments"
+"""What `vllm serve --middleware` needs for documents that are marked in a chat; vLLM offers no other way to add it."""
 
 
 def is_ours(transfer: Any) -> bool:

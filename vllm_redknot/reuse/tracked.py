@@ -64,6 +64,7 @@ class Tracked:
     segments: int = 0
     faults: int = 0
     problem: str = ""
+    unmarked: str = ""  # why texts of the request mark nothing
 
     def use(self, found: tuple[CleanSpan, ...]) -> None:
         """Take up what is stored: spans to skip, and under blend those to compute some tokens of."""
@@ -85,8 +86,8 @@ class Tracked:
             details["policy"], details["share"] = BLEND, self.repair.blend.share
         if self.faults:
             details["faults"] = self.faults
-        if self.problem:
-            details["problem"] = self.problem
+        if self.problem or self.unmarked:
+            details["problem"] = "; ".join(filter(None, (self.problem, self.unmarked)))
         return details
 
 

@@ -180,7 +180,7 @@ class Tracker:
         tracked.reused_from, tracked.segment_tokens, tracked.segments = None, 0, 0
         if tracked.ticket is not None:
             tracked.use(tracked.found)
-        elif tracked.found or tracked.control.spans:
+        elif tracked.found or tracked.control.marks:
             self._look(tracked)
 
     def broken(self, request_id: str) -> None:
@@ -240,6 +240,7 @@ class Tracker:
             tracked = self._open.get(found.ticket)
             if tracked is not None:
                 tracked.faults += found.faults
+                tracked.unmarked = found.problem
                 self._settle(tracked, found.spans, found.missing)
                 if not found.spans:
                     self._release(tracked)
@@ -253,7 +254,9 @@ class Tracker:
         self._open[tracked.ticket] = tracked
         tokens = np.asarray(request.prompt_token_ids, dtype=np.int32)
         boundary = tracked.repair.boundary
-        self._next.lookups.append(Lookup(tracked.ticket, tokens, control.spans, boundary, control.reuse))
+        self._next.lookups.append(
+            Lookup(tracked.ticket, tokens, control.spans, boundary, control.texts, control.reuse)
+        )
 
     def _count_tokens(self, tracked: Tracked) -> None:
         """Prompt tokens by where their KV came from: of an aborted request, those it came to."""

@@ -28,6 +28,7 @@ from vllm_redknot.reuse.rotary import rotary_of, verify
 from vllm_redknot.reuse.scope import Scope
 from vllm_redknot.reuse.spans import Span
 from vllm_redknot.reuse.store import SegmentStore
+from vllm_redknot.reuse.text_tokens import text_tokenizer
 from vllm_redknot.rows.structure import RowStructureError, decoder_layer
 
 logger = init_logger("vllm.redknot")
@@ -62,7 +63,8 @@ class ReuseWorker:
         )
         self._early = _early(vllm_config, model, self._layers) if model.settings.policy == BLEND else None
         self.store = open_store(self._scope)
-        self._lookups = Lookups(self.store, self._scope.format, model.settings.min_reuse)
+        tokenizer = text_tokenizer(vllm_config.model_config)
+        self._lookups = Lookups(self.store, self._scope.format, model.settings.min_reuse, tokenizer)
         self._pages: PagedModel | None = None
         self._readers: dict[tuple[str, Span], DocumentReader] = {}
         self._report = ReuseReport()

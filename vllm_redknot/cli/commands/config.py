@@ -15,6 +15,7 @@ from vllm_redknot.cli.target import Target, settings, target_of_file, target_of_
 from vllm_redknot.cli.units import parse_tokens
 from vllm_redknot.config import ALL_GLOBAL, RedknotConfig
 from vllm_redknot.heads.tensor_parallel import per_rank
+from vllm_redknot.reuse.setup import CHAT_DOCUMENTS
 
 MODEL_PLACEHOLDER = "MODEL"
 
@@ -81,6 +82,8 @@ def config(
     ):
         if value != default:
             flags += [flag, str(value)]
+    if checked.reuse != "off":
+        flags += ["--middleware", CHAT_DOCUMENTS]
     command = ["vllm", "serve", _model_argument(model), *flags]
     warnings = _warnings(found, tp)
     if json:
