@@ -15,11 +15,11 @@ from benchmarks.reuse_client import Client, Timed, from_clients, leaks, metrics
 from benchmarks.reuse_faults import Faults
 from benchmarks.reuse_trace import Trace, TraceRequest, percentile
 from benchmarks.server import Server
+from vllm_redknot.config import DEFAULT_BOUNDARY
 from vllm_redknot.reuse.folder import StoreFolder
 
 STOCK = "stock"
 OURS = "redknot"
-BOUNDARY = 16
 PREFIX = "vllm:redknot_reuse_"
 TRIES = 3
 """A document may miss the reference by chance, as where a disk is slow: it is asked again."""
@@ -128,7 +128,7 @@ async def _compared(
     spans = trace.spans(request)
     everything = tuple(range(len(spans)))
     best: tuple[float, tuple[int, ...]] = (float("inf"), ())
-    for places in reused_sets(spans, BOUNDARY, answer.segment_tokens):
+    for places in reused_sets(spans, DEFAULT_BOUNDARY, answer.segment_tokens):
         expected = await _reference(reference, trace, request, places, answer_tokens)
         best = min(best, (difference(answer, expected), places))
         if best[0] <= BOUND:
@@ -157,7 +157,7 @@ async def _reference(
 
 
 def _clean(spans: list[list[int]]) -> int:
-    return sum(end - begin - (BOUNDARY if begin else 0) for begin, end in spans)
+    return sum(end - begin - (DEFAULT_BOUNDARY if begin else 0) for begin, end in spans)
 
 
 def _is_told(key: str, value: float) -> bool:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 SECTION: Final = "redknot"
 ENV_PREFIX: Final = "REDKNOT_"
 ALL_GLOBAL: Final = "all-global"
+DEFAULT_BOUNDARY: Final = 64
+"""The smallest of 0, 4, 16, 32 and 64 with which SmolLM2 answers questions as well as dense (docs/reuse.md)."""
 
 
 class RedknotConfigError(ValueError):
@@ -100,7 +102,7 @@ class RedknotConfig(BaseModel):
     boundary: Annotated[
         int,
         Field(ge=0, le=MAX_POSITIONS, description="an integer >= 0 (tokens recomputed per moved document)"),
-    ] = 16
+    ] = DEFAULT_BOUNDARY
     policy: Annotated[
         Literal["boundary", "blend"],
         Field(description='"boundary" or "blend" (which tokens of moved documents are recomputed)'),

@@ -80,7 +80,7 @@ def test_a_receipt_for_blend_says_so_and_how_to_serve_with_it(verify: Run, tmp_p
 def test_the_document_has_the_documented_shape(verify: Run) -> None:
     document = json.loads(verify("--json").stdout)
     assert (document["kind"], document["format"]) == ("redknot.verify-reuse", 1)
-    assert (document["policy"], document["boundary"], document["passed"]) == ("boundary", 16, True)
+    assert (document["policy"], document["boundary"], document["passed"]) == ("boundary", 64, True)
     assert document["share"] is None
     assert 0.5 < document["reused_share"] < 1
     found = {(cell["task"], cell["metric"]) for cell in document["figures"]}
@@ -98,7 +98,7 @@ def test_the_document_has_the_documented_shape(verify: Run) -> None:
             assert cell["dense"] is None
             assert cell["reuse"]["value"] == 0.0
     told = document["engine"]["settings"]["redknot"]
-    assert (told["reuse"], told["boundary"], told["store_disk_gib"]) == ("force", 16, 0.0)
+    assert (told["reuse"], told["boundary"], told["store_disk_gib"]) == ("force", 64, 0.0)
     assert "rows" not in told
     assert document["row_schedule"] is None
     assert not Path(told["store"]).exists()
@@ -136,7 +136,7 @@ def test_a_model_that_loses_the_documents_gets_no_receipt_and_is_told_what_faile
         "named found is",
         "squad f1 is",
         "hotpotqa f1 is",
-        "larger --boundary than 16",
+        "larger --boundary than 64",
     ):
         assert told in line
     document = json.loads((tmp_path / "run" / "verify-reuse.json").read_text())
@@ -147,7 +147,7 @@ def test_a_model_that_loses_the_documents_gets_no_receipt_and_is_told_what_faile
 
 def test_tables_show_intervals_places_the_budget_and_how_to_serve(verify: Run, tmp_path: Path) -> None:
     text = " ".join(verify(width=160).stdout.split())
-    assert "Boundary 16: " in text
+    assert "Boundary 64: " in text
     assert re.search(
         r"found 8 1.000 \[1.000, 1.000\] 1.000 \[1.000, 1.000\] \+0.000 \[0.000, 0.000\] noise", text
     )
@@ -184,7 +184,7 @@ def test_the_receipt_goes_beside_the_model_and_where_that_cannot_be_into_the_cac
     (folder / FILE_NAME / "x").mkdir(parents=True)
     second = json.loads(redknot(*command_line).stdout)
     assert second["receipt"] == str(cached_path(tmp_path / "cache", Fingerprint.from_json(FINGERPRINT)))
-    assert read_receipt(Path(second["receipt"])).boundary == 16
+    assert read_receipt(Path(second["receipt"])).boundary == 64
 
 
 def test_output_may_name_the_file(verify: Run, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def reusing(
     settings: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> Iterator[Engine]:
-    """An fp32 engine with a segment store."""
-    redknot = {"heads": heads, "reuse": "force", "store": str(store), **(settings or {})}
+    """An fp32 engine with a segment store, and a boundary for short documents."""
+    redknot = {"heads": heads, "reuse": "force", "store": str(store), "boundary": 16, **(settings or {})}
     with engine(model, redknot, **{"dtype": "float32", **arguments}) as started:
         yield started
 

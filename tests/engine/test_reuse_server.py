@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(model_path: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of a server whose model has a receipt, for a boundary of 16."""
-    common = {"store": str(store), "rows": ROWS}
+    common = {"store": str(store), "rows": ROWS, "boundary": 16}
     config = EngineArgs(
         model=str(model_path),
         dtype="float32",

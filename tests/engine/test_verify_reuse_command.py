@@ -25,6 +25,7 @@ def verified(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     command = [
         *(sys.executable, "-m", "vllm_redknot.cli", "verify-reuse", str(model_path), "--quick", "--json"),
         *("--documents", "3", "--document-tokens", "150", "--length", "450", "--dtype", "float32"),
+        *("--boundary", "16"),
         *("--run", str(folder / "run"), "--output", str(folder)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1700)
@@ -48,7 +49,7 @@ def test_reuse_is_seen_to_change_answers_a_little_and_to_keep_the_budget(verifie
 
 
 def settings(verified: dict[str, Any], store: Path, **changes: Any) -> dict[str, Any]:
-    return {"reuse": "on", "receipt": verified["receipt"], "store": str(store), **changes}
+    return {"reuse": "on", "receipt": verified["receipt"], "store": str(store), "boundary": 16, **changes}
 
 
 def test_a_server_with_the_receipt_reuses_documents_and_keeps_its_boundary(

@@ -40,7 +40,7 @@ def configured(folder: Path, tmp_path: Path) -> Configured:
                 "dtype": "bfloat16",
                 "attention_backend": "REDKNOT",
                 "enforce_eager": True,
-                "additional_config": {"redknot": {**common, **settings}},
+                "additional_config": {"redknot": {**common, "boundary": 16, **settings}},
                 **arguments,
             }
         ).create_engine_config()

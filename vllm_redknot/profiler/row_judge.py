@@ -22,7 +22,7 @@ from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
 
 KEPT_STATES: Final = 4
 """A pass under a schedule begins at one of so many evenly spaced layers: the states before them are kept."""
-SKIPPED_SHARES: Final = (0.25, 0.5, 0.75)
+SKIPPED_SHARES: Final = (0.25, 0.5, 0.75, 0.9)
 """Quantiles of the relative norm that are recorded: a threshold there skips that share of the tokens."""
 
 

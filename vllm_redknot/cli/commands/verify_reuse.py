@@ -21,6 +21,7 @@ from vllm_redknot.cli.reuse_tables import show_verification
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.tokenizer_file import read_tokenizer
 from vllm_redknot.cli.units import parse_tokens
+from vllm_redknot.config import DEFAULT_BOUNDARY
 from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
@@ -54,7 +55,7 @@ def verify_reuse(
             min=0,
             metavar="N",
             help="Tokens recomputed at the start of each moved document.",
-            show_default="16",
+            show_default=str(DEFAULT_BOUNDARY),
         ),
     ] = None,
     policy: Annotated[
