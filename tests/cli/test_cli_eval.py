@@ -212,7 +212,13 @@ def test_a_crash_of_an_engine_is_one_line(
         (
             ("--kv-bytes", "1M", "--lengths", "1K"),
             1,
-            "--kv-cache-memory-bytes is 1 MiB, and stock vLLM needs",
+            "--kv-cache-memory-bytes is 1048576 (1 MiB), and stock vLLM needs",
+        ),
+        (
+            # 1,088 tokens are 34 pages of 32, and one page is held back.
+            ("--kv-bytes", str(35 * 32 * 46080 - 1), "--lengths", "1K"),
+            1,
+            f"needs {35 * 32 * 46080} (49.22 MiB) for one request of 1088 tokens: give at least that",
         ),
         (("--depths", "0.5,2"), 2, "--depths is '0.5,2': give numbers from 0 to 1"),
         (("--block-size", "24"), 2, "--block-size is 24: REDKNOT has pages of a multiple of 16"),

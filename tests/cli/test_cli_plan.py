@@ -13,8 +13,8 @@ from vllm_redknot.heads.formats import load_profile
 from vllm_redknot.kvcache.capacity import PageFormat, Workload, capacity
 
 COST_KEYS = {
-    *("request_bytes", "closed_form_bytes", "groups", "padding_slots", "promoted_segments", "sessions"),
-    *("cached_tokens", "prefill_attention_flops", "decode_attention_flops", "prefill_flops"),
+    *("request_bytes", "least_kv_bytes", "closed_form_bytes", "groups", "padding_slots", "promoted_segments"),
+    *("sessions", "cached_tokens", "prefill_attention_flops", "decode_attention_flops", "prefill_flops"),
 }
 SHAPE = ("--layers", "4", "--kv-heads", "2", "--query-heads", "8", "--head-dim", "64")
 

@@ -221,7 +221,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         (("--length", "60"), 1, "no question of squad fits with its paragraphs: give another --length"),
         (("--texts", "1"), 2, "--texts 1 with --documents 4 are fewer than 6 cases"),
         (("--block-size", "24"), 2, "--block-size is 24: REDKNOT has pages of a multiple of 16"),
-        (("--kv-bytes", "1M"), 1, "--kv-cache-memory-bytes is 1 MiB"),
+        (("--kv-bytes", "1M"), 1, "--kv-cache-memory-bytes is 1048576 (1 MiB)"),
         (("--needle-recall", "1.5"), 2, "--needle-recall"),
         (("--share", "0.2"), 2, "--share is for --policy blend"),
         (("--policy", "blend", "--boundary", "8"), 2, "--boundary for the other"),

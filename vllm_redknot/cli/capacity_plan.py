@@ -60,10 +60,12 @@ class Server:
 class Cost:
     """One request of the full context on one rank, and how many fit. `closed_form_bytes` is without grouping.
 
+    With less KV memory than `least_kv_bytes` vLLM does not start: one request, and the block that its pool holds back.
     `work` is attention's, and computes all rows; so does `prefill`, of the whole decoder, None where it is unknown.
     """
 
     request_bytes: int
+    least_kv_bytes: int
     closed_form_bytes: int
     groups: int
     padding_slots: int
@@ -143,12 +145,12 @@ def _cost(server: Server, profile: HeadProfile, context: int) -> Cost:
     workload = Workload(context, server.in_flight_tokens)
     plan = _grouping(rank, server, workload)
     # A block id of the pool is one page in each slot of a group.
-    pool_blocks = (
-        None if server.kv_bytes is None else server.kv_bytes // (plan.slots * server.page.page_bytes)
-    )
+    block_bytes = plan.slots * server.page.page_bytes
+    pool_blocks = None if server.kv_bytes is None else server.kv_bytes // block_bytes
     sessions = None if pool_blocks is None else pool_blocks * plan.slots / plan.pages_per_request
     return Cost(
         request_bytes=plan.pages_per_request * server.page.page_bytes,
+        least_kv_bytes=plan.pages_per_request * server.page.page_bytes + block_bytes,
         closed_form_bytes=capacity(rank, server.page, workload).request_bytes,
         groups=len(plan.groups),
         padding_slots=plan.padding,
