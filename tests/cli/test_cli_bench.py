@@ -322,6 +322,16 @@ def test_wrong_usage_is_named(bench: Bench, tmp_path: Path, arguments: tuple[str
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_cannot_hold_results_is_told_before_a_server_starts(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "bench.json").mkdir(parents=True)
+    result = bench()
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'out' / 'bench.json'} is a folder, and a file is to be there" in result.stderr
+    assert not (tmp_path / "diary").exists()
+
+
 def is_alive(process: int) -> bool:
     """Whether a process runs; one that ended and was not waited for does not."""
     stat = Path(f"/proc/{process}/stat")

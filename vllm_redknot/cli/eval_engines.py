@@ -56,8 +56,14 @@ def engine_arguments(
     """What all engines have in common. `option`: what of the command line says how long prompts are.
 
     Raises:
-        CliError: The lengths do not fit the model or `--max-model-len`, or memory will not do.
+        CliError: The lengths do not fit the model or `--max-model-len`, the heads do not split over the ranks, or
+            memory will not do.
     """
+    heads, kv_heads, ranks = model.shape.num_attention_heads, model.shape.num_kv_heads, options.tp_size
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise CliError(
+            f"--tensor-parallel-size is {ranks}: {heads} query heads and {kv_heads} KV heads do not split over it"
+        )
     wanted = longest + RESERVE
     limit = options.max_model_len or model.max_context
     if limit is not None and wanted > limit:
