@@ -22,6 +22,8 @@ from vllm_redknot.benchmarking.run import Measurement
 from vllm_redknot.cli.commands import bench as bench_module
 
 STAND_IN = str(Path(stand_in_vllm.__file__))
+LEAST = (16384 // 32 + 1) * 32 * 4 * 2 * 2 * 64 * 2
+"""KV bytes of stock vLLM for one longest request of the small model, and for the block its pool holds back."""
 Bench = Callable[..., Result]
 
 
@@ -40,7 +42,7 @@ def bench(
         diary = f"--diary {tmp_path / 'diary'} {flags}"
         return redknot(
             *("bench", model, "--heads", heads_file, "-o", tmp_path / "out", "--ttft", ttft, *only),
-            *("--kv-bytes", "1MiB", "--batched-tokens", "512", "--serve-flags", diary, *arguments),
+            *("--kv-bytes", "33MiB", "--batched-tokens", "512", "--serve-flags", diary, *arguments),
             width=200,
         )
 
@@ -80,7 +82,7 @@ def test_a_document_has_a_row_for_every_workload(bench: Bench, tmp_path: Path) -
         "higher",
     )
     assert rows["longest request, 16384 tokens", "KV bytes of a request"]["redknot"]["median"] == round(
-        2**20 / 20
+        33 * 2**20 / 20
     )
 
 
@@ -275,10 +277,30 @@ def test_memory_that_does_not_suffice_is_foreseen(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(machine, "available_bytes", lambda: 2**30)
     result = bench()
     assert result.exit_code == 1
-    assert "a server needs about 2.0 GiB" in result.stderr
+    assert "a server needs about 2.1 GiB" in result.stderr
     assert "1.0 GiB are free" in result.stderr
     monkeypatch.setattr(machine, "has_gpu", lambda: True)
     assert bench("--rounds", "1").exit_code == 0
+
+
+def test_a_cache_without_room_for_one_request_is_refused_before_a_server_starts(
+    bench: Bench, tmp_path: Path
+) -> None:
+    result = bench("--kv-bytes", str(LEAST - 1))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert f"--kv-bytes is {LEAST - 1} (32.06 MiB): to serve one request of 16384 tokens" in line
+    assert f"stock vLLM needs {LEAST} bytes and REDKNOT " in line
+    assert f"give at least {LEAST} (32.06 MiB), or a smaller --max-model-len" in line
+    assert not (tmp_path / "out").exists()
+    ours = int(line.partition("REDKNOT ")[2].partition(":")[0])
+    assert LEAST / 5 < ours < LEAST / 2
+    assert bench("--kv-bytes", str(LEAST), "--rounds", "1").exit_code == 0
+
+
+def test_a_cache_that_further_flags_make_suffice_is_not_refused(bench: Bench) -> None:
+    flags = "--pipeline_parallel_size=2"
+    assert bench("--kv-bytes", str(LEAST // 2), "--rounds", "1", flags=flags).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -298,6 +320,16 @@ def test_wrong_usage_is_named(bench: Bench, tmp_path: Path, arguments: tuple[str
     assert result.exit_code == 2
     assert named in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_hold_results_is_told_before_a_server_starts(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "bench.json").mkdir(parents=True)
+    result = bench()
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'out' / 'bench.json'} is a folder, and a file is to be there" in result.stderr
+    assert not (tmp_path / "diary").exists()
 
 
 def is_alive(process: int) -> bool:
@@ -337,7 +369,7 @@ app(sys.argv[1:])
         "--ttft",
         stand_in_vllm.ASLEEP,
         "--kv-bytes",
-        "1MiB",
+        "33MiB",
         "--serve-flags",
         f"--diary {tmp_path / 'diary'}",
     ]

@@ -101,6 +101,29 @@ def test_a_heads_path_is_made_absolute(
     assert words_of(result.stdout)[2] == "org/name"
 
 
+def test_rows_are_written_out_whatever_they_were_read_from(
+    redknot: Run, write_model: WriteModel, heads_file: Path, tmp_path: Path
+) -> None:
+    rows = {"ffn_from": 2, "attention_from": 3, "recent": 64}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for given in (json.dumps(rows), tmp_path / "rows.json"):
+        result = redknot("config", write_model(), "--heads", heads_file, "--rows", given)
+        assert settings_in(words_of(result.stdout)) == {"heads": str(heads_file), "rows": rows}
+    document = json.loads(redknot("config", "org/name", "--rows", "off", "--json").stdout)
+    assert document["settings"] == settings_in(document["command"]) == {"rows": "off"}
+
+
+def test_a_schedule_in_the_head_file_must_fit_the_model_unless_it_is_turned_off(
+    redknot: Run, fails: Callable[..., str], write_model: WriteModel, heads_file: Path
+) -> None:
+    heads = json.loads(heads_file.read_text())
+    heads["sections"]["rows"] = {"ffn_from": 9}
+    heads_file.write_text(json.dumps(heads))
+    command = ("config", write_model(), "--heads", heads_file)
+    assert "rows.ffn_from is 9: the model's layers are 0 to 3" in fails(*command)
+    assert redknot(*command, "--rows", "off").exit_code == 0
+
+
 def test_without_a_model_the_line_has_a_place_for_it(redknot: Run) -> None:
     assert words_of(redknot("config", "--heads", "all-global").stdout)[2] == "MODEL"
 
@@ -116,6 +139,9 @@ def test_without_a_model_the_line_has_a_place_for_it(redknot: Run) -> None:
         (("--tp", "3"), 1, "do not split over tensor-parallel size 3"),
         (("--heads", "none.json"), 1, "none.json"),
         (("--heads", ""), 2, "redknot.heads is ''"),
+        (("--rows", '{"ffn_from": 4}'), 1, "rows.ffn_from is 4: the model's layers are 0 to 3"),
+        (("--rows", '{"ffn_form": 2}'), 2, "redknot.rows is"),
+        (("--rows", "none.json"), 2, "none.json"),
     ],
 )
 def test_what_a_server_would_refuse_is_refused_here(

@@ -212,12 +212,19 @@ def test_a_crash_of_an_engine_is_one_line(
         (
             ("--kv-bytes", "1M", "--lengths", "1K"),
             1,
-            "--kv-cache-memory-bytes is 1 MiB, and stock vLLM needs",
+            "--kv-cache-memory-bytes is 1048576 (1 MiB), and stock vLLM needs",
+        ),
+        (
+            # 1,088 tokens are 34 pages of 32, and one page is held back.
+            ("--kv-bytes", str(35 * 32 * 23040 - 1), "--lengths", "1K"),
+            1,
+            f"needs {35 * 32 * 23040} (24.61 MiB) for one request of 1088 tokens: give at least that",
         ),
         (("--depths", "0.5,2"), 2, "--depths is '0.5,2': give numbers from 0 to 1"),
         (("--block-size", "24"), 2, "--block-size is 24: REDKNOT has pages of a multiple of 16"),
         (("--lengths", "20", "--suite", "needle"), 1, "length is 20: the needles alone take"),
         (("--batched-tokens", "1000000"), 1, "of logits"),
+        (("--tp", "2"), 1, "--tensor-parallel-size is 2: 9 query heads and 3 KV heads do not split over it"),
         (("--ablation",), 1, "there is no schedule of rows: give --rows"),
         (("--rows", '{"ffn_from": 30}'), 1, "rows.ffn_from is 30: the model's layers are 0 to 29"),
     ],
@@ -234,6 +241,26 @@ def test_what_cannot_work_is_said_before_any_engine_starts(
     assert told in fails("eval", model_path, "--output", tmp_path / "run", *arguments, status=status)
     assert not started
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--lengths", ""), ("--lengths", "0"), ("--seeds", "1001"), ("--depths", "nan")]
+)
+def test_numbers_that_cannot_be_are_told_with_their_option(
+    fails: Callable[..., str], tmp_path: Path, option: str, value: str
+) -> None:
+    assert option in fails("eval", tmp_path / "no-model", option, value, status=2)
+
+
+def test_a_place_that_cannot_hold_results_is_told_before_the_model_is_looked_at(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    command = ("eval", tmp_path / "no-model", "--output")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert f"--output: {tmp_path / 'file'} is no folder" in fails(*command, place)
+    (tmp_path / "run" / "eval.json").mkdir(parents=True)
+    assert f"{tmp_path / 'run' / 'eval.json'} is a folder" in fails(*command, tmp_path / "run")
 
 
 def test_without_vllm_it_says_so(

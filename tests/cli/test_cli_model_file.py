@@ -155,6 +155,11 @@ def test_a_broken_config_is_one_error(tmp_path: Path, text: str, named: str) -> 
     assert named in str(caught.value)
 
 
+def test_query_heads_that_do_not_share_kv_heads_evenly_are_refused(write_model: WriteModel) -> None:
+    with pytest.raises(CliError, match="num_attention_heads is 8 and num_key_value_heads 3"):
+        read_model(write_model(num_key_value_heads=3))
+
+
 def test_numbers_that_no_model_has_count_as_not_stated(write_model: WriteModel) -> None:
     found = read_model(write_model(max_position_embeddings=10**400, sliding_window=10**400))
     assert found.max_context is None

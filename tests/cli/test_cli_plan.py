@@ -13,8 +13,8 @@ from vllm_redknot.heads.formats import load_profile
 from vllm_redknot.kvcache.capacity import PageFormat, Workload, capacity
 
 COST_KEYS = {
-    *("request_bytes", "closed_form_bytes", "groups", "padding_slots", "promoted_segments", "sessions"),
-    *("cached_tokens", "prefill_attention_flops", "decode_attention_flops", "prefill_flops"),
+    *("request_bytes", "least_kv_bytes", "closed_form_bytes", "groups", "padding_slots", "promoted_segments"),
+    *("sessions", "cached_tokens", "prefill_attention_flops", "decode_attention_flops", "prefill_flops"),
 }
 SHAPE = ("--layers", "4", "--kv-heads", "2", "--query-heads", "8", "--head-dim", "64")
 
@@ -165,6 +165,11 @@ def test_the_plan_is_drawn(
         (("--layers", "4", "--kv-heads", "2"), 2, "--query-heads"),
         (("--layers", "4", "--kv-heads", "2", "--query-heads", "8"), 2, "--head-dim"),
         ((*SHAPE, "--kv-bytes", "1G", "--gpu-memory", "1G"), 2, "give one of them"),
+        ((*SHAPE, "--layers", "9" * 12), 2, "--layers"),
+        ((*SHAPE, "--kv-heads", "1025"), 2, "--kv-heads"),
+        ((*SHAPE, "--query-heads", "1025"), 2, "--query-heads"),
+        ((*SHAPE, "--head-dim", "65537"), 2, "--head-dim"),
+        ((*SHAPE, "--contexts", "8K,0"), 2, "--contexts: '0' is no number of tokens"),
         ((*SHAPE, "--kv-bytes", "lots"), 2, "'lots' is no number of bytes"),
         ((*SHAPE, "--tp", "3"), 1, "query heads do not split"),
         (

@@ -15,6 +15,7 @@ from tests.cli.conftest import Run
 from vllm_redknot.attention.segments import head_spec
 from vllm_redknot.heads import native
 from vllm_redknot.heads.formats import load_profile
+from vllm_redknot.heads.profile import HeadVisibility
 from vllm_redknot.heads.resolve import bundled_paths
 from vllm_redknot.plugin import register
 from vllm_redknot.support import resolve_model_heads
@@ -126,3 +127,11 @@ def test_padding_and_promotion_are_those_of_the_engine(
     sessions = kv_cache_utils.get_max_concurrency_for_kv_cache_config(config, cache)
     assert row["redknot"]["sessions"] == pytest.approx(sessions, rel=1e-9)
     assert row["redknot"]["groups"] == len(cache.kv_cache_groups)
+    everything = {
+        name: head_spec(config, parent=parent, visibility=HeadVisibility(None, 0)) for name in specs
+    }
+    for served, planned in ((specs, row["redknot"]), (everything, row["stock"])):
+        least = planned["least_kv_bytes"]
+        kv_cache_utils.get_kv_cache_configs(config, [dict(served)], [least])
+        with pytest.raises(ValueError, match="To serve at least one request"):
+            kv_cache_utils.get_kv_cache_configs(config, [dict(served)], [least - 1])

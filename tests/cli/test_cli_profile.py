@@ -16,6 +16,10 @@ from tests.profiler.foreign_attention import FOREIGN
         (("--windows", "1K", "--lengths", "1400"), "give at least 2348"),
         (("--lengths", "9K"), "9216 tokens are more than the model's 8192"),
         (("--data", "/nowhere/text"), "cannot be read as UTF-8 text"),
+        (("--data", "/dev/null"), "/dev/null: is no regular file: give one of UTF-8 text"),
+        (("--device", "abacus"), "--device is 'abacus': Expected one of cpu, cuda"),
+        (("--device", "meta"), "--device is 'meta': "),
+        (("--sink", "2048"), "--sink is 2048: it shows texts of 1024 tokens whole, give less"),
     ],
 )
 def test_wrong_options_are_one_line_that_says_what_to_give(
@@ -35,6 +39,30 @@ def test_an_output_that_is_there_is_not_replaced(redknot: Run, model_path: Path,
     assert result.exit_code == 1
     assert "--force to replace it" in result.stderr
     assert output.read_text() == "kept"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_output_that_is_a_folder_is_told_before_the_model_is_looked_at(
+    fails: Callable[..., str], tmp_path: Path, force: tuple[str, ...]
+) -> None:
+    (tmp_path / "heads").mkdir()
+    command = ("profile", tmp_path / "no-model", "-o", tmp_path / "heads", *force)
+    assert f"{tmp_path / 'heads'} is a folder: give the name of a file as --output" in fails(*command)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--lengths", "0"), ("--check-lengths", "1K,-1"), ("--windows", "none")),
+        *(("--texts", "1001"), ("--check-texts", "0"), ("--sink", "9" * 20), ("--kv-share", "nan")),
+        *(("--max-nll-increase", "inf"), ("--max-kl", "inf"), ("--essay-weight", "inf")),
+    ],
+)
+def test_numbers_that_cannot_be_are_told_with_their_option(
+    fails: Callable[..., str], tmp_path: Path, option: str, value: str
+) -> None:
+    command = ("profile", tmp_path / "no-model", "-o", tmp_path / "heads.json", option, value)
+    assert option in fails(*command, status=2)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,12 @@ def test_what_is_no_number_of_tokens_is_refused(text: str) -> None:
 
 
 def test_a_list_of_lengths_is_sorted_and_has_each_once() -> None:
-    assert parse_token_list("32K, 8K,8192") == [8192, 32768]
+    assert parse_token_list("32K, 8K,8192", "--lengths") == [8192, 32768]
+
+
+def test_a_length_of_a_list_that_is_none_is_told_with_its_option() -> None:
+    with pytest.raises(typer.BadParameter, match=r"^--lengths: '0' is no number of tokens:"):
+        parse_token_list("1K,0", "--lengths")
 
 
 @pytest.mark.parametrize(

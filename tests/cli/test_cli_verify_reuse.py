@@ -221,8 +221,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         (("--length", "60"), 1, "no question of squad fits with its paragraphs: give another --length"),
         (("--texts", "1"), 2, "--texts 1 with --documents 4 are fewer than 6 cases"),
         (("--block-size", "24"), 2, "--block-size is 24: REDKNOT has pages of a multiple of 16"),
-        (("--kv-bytes", "1M"), 1, "--kv-cache-memory-bytes is 1 MiB"),
+        (("--kv-bytes", "1M"), 1, "--kv-cache-memory-bytes is 1048576 (1 MiB)"),
         (("--needle-recall", "1.5"), 2, "--needle-recall"),
+        (("--max-nll-increase", "inf"), 2, "--max-nll-increase"),
+        (("--texts", "1001"), 2, "--texts"),
         (("--share", "0.2"), 2, "--share is for --policy blend"),
         (("--policy", "blend", "--boundary", "8"), 2, "--boundary for the other"),
         (("--policy", "blend", "--share", "2"), 2, "--share"),
@@ -245,6 +247,20 @@ def test_what_cannot_work_is_said_before_any_engine_starts(
     line = fails("verify-reuse", model_path, "--quick", "--run", tmp_path / "run", *arguments, status=status)
     assert told in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_hold_results_is_told_before_the_model_is_looked_at(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    command = ("verify-reuse", tmp_path / "no-model", "--run", tmp_path / "run")
+    (tmp_path / "file").touch()
+    for option in ("--run", "--output"):
+        told = fails(*command, option, tmp_path / "file" / "below")
+        assert f"{option}: {tmp_path / 'file'} is no folder" in told
+    (tmp_path / "out" / FILE_NAME).mkdir(parents=True)
+    assert f"{tmp_path / 'out' / FILE_NAME} is a folder" in fails(*command, "--output", tmp_path / "out")
+    (tmp_path / "run" / "verify-reuse.json").mkdir(parents=True)
+    assert f"{tmp_path / 'run' / 'verify-reuse.json'} is a folder" in fails(*command)
 
 
 def test_a_variable_that_would_change_the_gates_engine_is_refused(

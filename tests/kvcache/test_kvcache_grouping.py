@@ -1,12 +1,13 @@
 """Group planning: least bytes within the bound, by brute force; padding, promotion and dealing."""
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from vllm_redknot.kvcache.grouping import SLACK, GroupPlan, Kept, plan_groups
+from vllm_redknot.kvcache.grouping import SLACK, GroupPlan, Kept, plan_groups, sizes_tried
 
 
 def segments(*costs: int) -> dict[str, Kept]:
@@ -63,6 +64,27 @@ def test_unequal_sinks_are_planned_at_what_the_merged_specs_keep(seed: int) -> N
     rng = random.Random(seed)
     blocks = {f"s{i}": Kept(rng.randrange(1, 60), rng.randrange(40)) for i in range(rng.randrange(1, 30))}
     check(plan_groups(blocks, 100, 4), blocks, 100, 4)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_sizes_left_out_of_the_search_are_never_better(seed: int) -> None:
+    rng = random.Random(seed)
+    kinds = [Kept(rng.randrange(1, 60), rng.randrange(40)) for _ in range(rng.randrange(1, 6))]
+    blocks = {f"s{i}": rng.choice(kinds) for i in range(rng.randrange(1, 80))}
+    dense, max_groups = 70, rng.choice([1, 2, 5, 16, 100])
+    order = sorted(blocks, key=lambda name: (-blocks[name].total, blocks[name]))
+    tried = []
+    for size in range(math.ceil(len(order) / max_groups), len(order) + 1):
+        runs = [order[start : start + size] for start in range(0, len(order), size)]
+        tried.append((len(runs), pages_of(runs, blocks, dense), size))
+    bound = min(pages for _, pages, _ in tried) * (1 + SLACK)
+    plan = plan_groups(blocks, dense, max_groups)
+    found = (len(plan.groups), plan.pages_per_request, plan.slots)
+    assert found == min(one for one in tried if one[1] <= bound)
+
+
+def test_the_sizes_tried_grow_with_the_kinds_of_segments_not_with_their_number() -> None:
+    assert len(sizes_tried([1000, 2**20], 16)) <= 2 * 2 * 16 + 1
 
 
 def test_a_few_global_heads_do_not_make_all_groups_small() -> None:

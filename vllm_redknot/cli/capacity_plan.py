@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.heads.flops import AttentionWork, attention_work
@@ -55,15 +56,30 @@ class Server:
     layers: int | None = None
     rows: RowSchedule | None = None
 
+    @cached_property
+    def rank(self) -> HeadProfile:
+        """What one rank serves of the profile."""
+        return self._rank_of(self.profile)
+
+    @cached_property
+    def dense_rank(self) -> HeadProfile:
+        """The same with every head global."""
+        return self._rank_of(all_global(self.profile.layer_ids, self.profile.num_kv_heads))
+
+    def _rank_of(self, profile: HeadProfile) -> HeadProfile:
+        return effective_profile(per_rank(profile, self.tp_size).profile, self.attention_layers, self.sliding)
+
 
 @dataclass(frozen=True)
 class Cost:
     """One request of the full context on one rank, and how many fit. `closed_form_bytes` is without grouping.
 
+    With less KV memory than `least_kv_bytes` vLLM does not start: one request, and the block that its pool holds back.
     `work` is attention's, and computes all rows; so does `prefill`, of the whole decoder, None where it is unknown.
     """
 
     request_bytes: int
+    least_kv_bytes: int
     closed_form_bytes: int
     groups: int
     padding_slots: int
@@ -109,25 +125,17 @@ def plan_context(server: Server, context: int) -> ContextPlan:
             f"{server.query_heads} query heads do not split over {server.profile.num_kv_heads} KV heads and"
             f" tensor-parallel size {server.tp_size}: both must divide them"
         )
-    dense = all_global(server.profile.layer_ids, server.profile.num_kv_heads)
     rows = server.rows
     return ContextPlan(
         context,
-        _cost(server, server.profile, context),
-        _cost(server, dense, context),
+        _cost(server, server.rank, context),
+        _cost(server, server.dense_rank, context),
         None
         if rows is None
         else rows_skipped(
             rows, server.attention_layers, server.layers or len(server.attention_layers), context
         ),
-        None if rows is None else _prefill(server, _rank(server, server.profile), context, rows),
-    )
-
-
-def _rank(server: Server, profile: HeadProfile) -> HeadProfile:
-    """What one rank serves of a profile."""
-    return effective_profile(
-        per_rank(profile, server.tp_size).profile, server.attention_layers, server.sliding
+        None if rows is None else _prefill(server, server.rank, context, rows),
     )
 
 
@@ -138,17 +146,16 @@ def _prefill(server: Server, rank: HeadProfile, context: int, rows: RowSchedule 
     return prefill_work(rank, heads, server.page.head_size, server.sizes, server.tp_size, context, rows)
 
 
-def _cost(server: Server, profile: HeadProfile, context: int) -> Cost:
-    rank = _rank(server, profile)
+def _cost(server: Server, rank: HeadProfile, context: int) -> Cost:
     workload = Workload(context, server.in_flight_tokens)
     plan = _grouping(rank, server, workload)
     # A block id of the pool is one page in each slot of a group.
-    pool_blocks = (
-        None if server.kv_bytes is None else server.kv_bytes // (plan.slots * server.page.page_bytes)
-    )
+    block_bytes = plan.slots * server.page.page_bytes
+    pool_blocks = None if server.kv_bytes is None else server.kv_bytes // block_bytes
     sessions = None if pool_blocks is None else pool_blocks * plan.slots / plan.pages_per_request
     return Cost(
         request_bytes=plan.pages_per_request * server.page.page_bytes,
+        least_kv_bytes=plan.pages_per_request * server.page.page_bytes + block_bytes,
         closed_form_bytes=capacity(rank, server.page, workload).request_bytes,
         groups=len(plan.groups),
         padding_slots=plan.padding,

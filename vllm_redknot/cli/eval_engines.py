@@ -56,8 +56,14 @@ def engine_arguments(
     """What all engines have in common. `option`: what of the command line says how long prompts are.
 
     Raises:
-        CliError: The lengths do not fit the model or `--max-model-len`, or memory will not do.
+        CliError: The lengths do not fit the model or `--max-model-len`, the heads do not split over the ranks, or
+            memory will not do.
     """
+    heads, kv_heads, ranks = model.shape.num_attention_heads, model.shape.num_kv_heads, options.tp_size
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise CliError(
+            f"--tensor-parallel-size is {ranks}: {heads} query heads and {kv_heads} KV heads do not split over it"
+        )
     wanted = longest + RESERVE
     limit = options.max_model_len or model.max_context
     if limit is not None and wanted > limit:
@@ -67,13 +73,16 @@ def engine_arguments(
             f" at most {limit - RESERVE}"
         )
     length = options.max_model_len or wanted
-    per_rank = request_kv_bytes(model.shape, length, ELEMENT_BYTES[options.dtype], options.block_size)
+    element_bytes = ELEMENT_BYTES[options.dtype]
+    per_rank = request_kv_bytes(model.shape, length, element_bytes, options.block_size)
     per_rank //= options.tp_size
     kv_bytes = options.kv_cache_memory_bytes or REQUESTS * per_rank
-    if kv_bytes < per_rank:
+    # vLLM's pool holds one block back.
+    least = per_rank + request_kv_bytes(model.shape, 1, element_bytes, options.block_size) // options.tp_size
+    if kv_bytes < least:
         raise CliError(
-            f"--kv-cache-memory-bytes is {show_bytes(kv_bytes)}, and stock vLLM needs {show_bytes(per_rank)} for one"
-            f" request of {length} tokens: give at least that, or shorter {option}"
+            f"--kv-cache-memory-bytes is {kv_bytes} ({show_bytes(kv_bytes)}), and stock vLLM needs {least}"
+            f" ({show_bytes(least)}) for one request of {length} tokens: give at least that, or shorter {option}"
         )
     _check_memory(model, options, kv_bytes, option)
     return {

@@ -20,6 +20,7 @@ from vllm_redknot.heads.readers.duo_attention import TSV_NAME
 CONFIG_NAME: Final = "config.json"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_BYTES: Final = 64 * 2**20
+MAX_HEAD_DIM: Final = 2**16
 HEAD_SIZES: Final = (64, 80, 96, 128, 192, 256)
 """Head sizes the kernels serve; as in `kernels.layout`, which needs torch."""
 FULL_EVERY: Final = {"gemma2": 2, "vaultgemma": 2, "gemma3_text": 6, "cohere2": 4, "exaone4": 4, "olmo3": 4}
@@ -72,13 +73,20 @@ def read_model(folder: Path) -> ModelFile:
     layers = _integer(path, text, ("num_hidden_layers", "n_layer", "num_layers"), MAX_LAYERS)
     query_heads = _integer(path, text, ("num_attention_heads", "n_head"), MAX_HEADS)
     hidden = _integer(path, text, ("hidden_size", "n_embd"), 2**24)
-    kv_heads = 1 if text.get("multi_query") else query_heads
+    kv_heads = _integer(
+        path, text, ("num_key_value_heads",), MAX_HEADS, 1 if text.get("multi_query") else query_heads
+    )
+    if query_heads % kv_heads:
+        raise CliError(
+            f"{path}: num_attention_heads is {query_heads} and num_key_value_heads {kv_heads}: REDKNOT needs a multiple"
+            " of the second in the first"
+        )
     kinds = _layer_kinds(text, layers)
     shape = ModelShape(
         num_layers=layers,
-        num_kv_heads=_integer(path, text, ("num_key_value_heads",), MAX_HEADS, kv_heads),
+        num_kv_heads=kv_heads,
         num_attention_heads=query_heads,
-        head_dim=_integer(path, text, ("head_dim",), 2**16, max(1, hidden // query_heads)),
+        head_dim=_integer(path, text, ("head_dim",), MAX_HEAD_DIM, max(1, hidden // query_heads)),
         hidden_size=hidden,
         vocab_size=_integer(path, text, ("vocab_size",), 2**31),
         model_type=model_type,

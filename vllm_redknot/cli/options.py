@@ -15,6 +15,10 @@ from vllm_redknot.heads.errors import HeadFileError
 from vllm_redknot.rows.schedule import SECTION
 
 ROWS_OFF = "off"
+MOST_TEXTS = 1000
+"""Of each kind, at each length: all are made before the first is asked."""
+LARGEST = 1e6
+"""Of limits and weights that have no bound of their own: documents cannot say infinity."""
 
 
 class Policy(StrEnum):

@@ -61,8 +61,22 @@ def read_servable(folder: Path) -> ModelFile:
     return file
 
 
+def check_device(device: str) -> None:
+    """Raises CliError for what is no device of this machine that computes."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CliError(f"--device is {device!r}: {reason}: give cpu, or cuda where there is a GPU") from error
+
+
 def halves(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Sentences of a text of one's own: the first half scores, the second half verifies. Raises CliError."""
+    if path.exists() and not path.is_file():
+        # To open a pipe is to wait for its writer.
+        raise CliError(f"{path}: is no regular file: give one of UTF-8 text")
     try:
         sentences = sentences_in(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -25,6 +25,7 @@ from vllm_redknot.reuse.receipt import (
     KIND,
     Receipt,
     cached_path,
+    receipt_path,
     write_receipt,
 )
 
@@ -133,8 +134,7 @@ def place_receipt(
     """
     receipt = receipt_of(document)
     if output is not None:
-        path = output.expanduser()
-        path = path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
+        path = receipt_path(output)
         write_receipt(path, receipt)
         return path
     assert target.model is not None

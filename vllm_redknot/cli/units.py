@@ -26,9 +26,12 @@ def parse_tokens(text: str) -> int:
     return count
 
 
-def parse_token_list(text: str) -> list[int]:
-    """`8K,32K,128K`, rising and each once. Raises typer.BadParameter."""
-    return sorted({parse_tokens(part.strip()) for part in text.split(",")})
+def parse_token_list(text: str, option: str) -> list[int]:
+    """`8K,32K,128K`, rising and each once. Raises typer.BadParameter, which names the option."""
+    try:
+        return sorted({parse_tokens(part.strip()) for part in text.split(",")})
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{option}: {error.message}") from error
 
 
 def parse_bytes(text: str) -> int:

@@ -38,10 +38,7 @@ def visible_keys(seen: HeadVisibility, tokens: int) -> int:
 def attention_work(profile: HeadProfile, query_heads: int, head_dim: int, context: int) -> AttentionWork:
     """FLOPs at a context of so many tokens. `query_heads` is a multiple of the profile's KV heads."""
     each = 4 * head_dim * (query_heads // profile.num_kv_heads)
-    heads = [
-        profile.visibility(layer, head) for layer in profile.layer_ids for head in range(profile.num_kv_heads)
-    ]
     return AttentionWork(
-        prefill=each * sum(visible_pairs(seen, context) for seen in heads),
-        decode=each * sum(visible_keys(seen, context) for seen in heads),
+        prefill=each * sum(heads * visible_pairs(seen, context) for seen, heads in profile.seen.items()),
+        decode=each * sum(heads * visible_keys(seen, context) for seen, heads in profile.seen.items()),
     )

@@ -117,16 +117,16 @@ class HeadProfile:
 
     def _check_head(self, row: int, head: int) -> None:
         window, sink = self.window[row][head], self.sink[row][head]
-        where = f"layer {self.layer_ids[row]} head {head}"
         local = self.classes[row][head] is HeadClass.LOCAL
+        problem = None
         if local and (window is None or not 1 <= window <= MAX_POSITIONS):
-            raise HeadProfileError(f"{where}: a local head has window {window}: give 1 to {MAX_POSITIONS}")
-        if not local and window is not None:
-            raise HeadProfileError(
-                f"{where}: a {self.classes[row][head].value} head has window {window}: give None"
-            )
-        if not 0 <= sink <= MAX_POSITIONS:
-            raise HeadProfileError(f"{where}: sink is {sink}: give 0 to {MAX_POSITIONS}")
+            problem = f"a local head has window {window}: give 1 to {MAX_POSITIONS}"
+        elif not local and window is not None:
+            problem = f"a {self.classes[row][head].value} head has window {window}: give None"
+        elif not 0 <= sink <= MAX_POSITIONS:
+            problem = f"sink is {sink}: give 0 to {MAX_POSITIONS}"
+        if problem is not None:
+            raise HeadProfileError(f"layer {self.layer_ids[row]} head {head}: {problem}")
 
     @property
     def num_layers(self) -> int:
@@ -160,6 +160,11 @@ class HeadProfile:
             return EVERYTHING
         row = self._row_of[layer_id]
         return HeadVisibility(self.window[row][kv_head], self.sink[row][kv_head])
+
+    @cached_property
+    def seen(self) -> Counter[HeadVisibility]:
+        """How many heads see the same."""
+        return Counter(self.visibility(i, h) for i in self.layer_ids for h in range(self.num_kv_heads))
 
     def counts(self) -> Counter[HeadClass]:
         """Heads per class as they apply, counted from the matrix and the dense prefix."""
@@ -195,9 +200,7 @@ class HeadProfile:
         """One line for the log: shape, heads per class, windows and sinks in use."""
         counts = self.counts()
         classes = ", ".join(f"{counts[cls]} {cls.value}" for cls in HeadClass if counts[cls])
-        local = {self.visibility(i, h) for i in self.layer_ids for h in range(self.num_kv_heads)} - {
-            EVERYTHING
-        }
+        local = self.seen.keys() - {EVERYTHING}
         if not local:
             return f"{self.shape}: {classes}"
         windows = sorted({seen.window for seen in local if seen.window is not None})

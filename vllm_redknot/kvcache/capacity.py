@@ -101,9 +101,8 @@ def capacity(profile: HeadProfile, page: PageFormat, workload: Workload) -> Capa
     """
     if profile.kind is not HeadKind.KV:
         raise ValueError(f"the profile is for {profile.shape}: KV bytes follow from KV-head classes only")
-    heads = [(layer, head) for layer in profile.layer_ids for head in range(profile.num_kv_heads)]
-    kept = sum(blocks_kept(profile.visibility(*head), page, workload) for head in heads)
-    dense = len(heads) * _ceil_div(workload.context_tokens, page.block_size)
+    kept = sum(heads * blocks_kept(seen, page, workload) for seen, heads in profile.seen.items())
+    dense = profile.seen.total() * _ceil_div(workload.context_tokens, page.block_size)
     return Capacity(kept * page.page_bytes, dense * page.page_bytes)
 
 

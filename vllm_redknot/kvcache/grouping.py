@@ -9,9 +9,10 @@ what is stored.
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 SLACK = 0.01
@@ -67,11 +68,13 @@ def plan_groups(blocks: Mapping[str, Kept], dense_blocks: int, max_groups: int) 
     """
     if not blocks or max_groups < 1:
         raise ValueError(f"cannot group {len(blocks)} segments into at most {max_groups} groups")
-    order = sorted(blocks, key=lambda name: (-blocks[name].total, blocks[name]))
-    costs = {
-        size: [_run_cost(run, blocks, dense_blocks) for run in _runs(order, size)]
-        for size in range(math.ceil(len(order) / max_groups), len(order) + 1)
-    }
+    alike: dict[Kept, list[str]] = {}
+    for name, kept in blocks.items():
+        alike.setdefault(kept, []).append(name)
+    kinds = sorted(alike, key=lambda kept: (-kept.total, kept))
+    order = [name for kept in kinds for name in alike[kept]]
+    ends = list(accumulate(len(alike[kept]) for kept in kinds))
+    costs = {size: _run_costs(kinds, ends, size, dense_blocks) for size in sizes_tried(ends, max_groups)}
     pages = {size: size * sum(run_costs) for size, run_costs in costs.items()}
     bound = min(pages.values()) * (1 + SLACK)
     slots = min((len(costs[size]), pages[size], size) for size in costs if pages[size] <= bound)[2]
@@ -91,10 +94,38 @@ def _runs(order: Sequence[str], size: int) -> list[Sequence[str]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _run_cost(run: Sequence[str], blocks: Mapping[str, Kept], dense_blocks: int) -> int:
-    """Blocks of a group: its largest window and its most sinks, but no more than all tokens."""
-    total = max(blocks[name].recent for name in run) + max(blocks[name].sink for name in run)
-    return min(total, dense_blocks)
+def sizes_tried(ends: Sequence[int], max_groups: int) -> set[int]:
+    """Sizes of runs among which the best one is.
+
+    What runs cost together changes only where the end of some run passes the end of a kind: of the sizes between two
+    such places, the smallest takes the fewest pages.
+
+    Args:
+        ends: segments up to the end of each kind, in order of cost.
+        max_groups: bound on the number of runs.
+    """
+    total = ends[-1]
+    smallest = _ceil_div(total, max_groups)
+    found = {
+        size
+        for end in ends
+        for run in range(1, min(max_groups, total) + 1)
+        for size in (_ceil_div(end, run), end // run + 1)
+    }
+    return {smallest, *(size for size in found if smallest <= size <= total)}
+
+
+def _run_costs(kinds: Sequence[Kept], ends: Sequence[int], size: int, dense_blocks: int) -> list[int]:
+    """Blocks of each group of `size`: its largest window and its most sinks, but no more than all tokens."""
+    costs = []
+    for start in range(0, ends[-1], size):
+        run = kinds[bisect_right(ends, start) : bisect_left(ends, min(start + size, ends[-1])) + 1]
+        costs.append(min(max(kept.recent for kept in run) + max(kept.sink for kept in run), dense_blocks))
+    return costs
+
+
+def _ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
 
 
 def _spread(runs: Sequence[Sequence[str]], blocks: Mapping[str, Kept]) -> list[list[str]]:

@@ -159,6 +159,12 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
     write_whole(path, receipt.model_dump_json(indent=1) + "\n")
 
 
+def receipt_path(given: Path) -> Path:
+    """Where a receipt is put by the name of a file that ends in .json, or by that of a folder."""
+    path = given.expanduser()
+    return path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
+
+
 def cached_path(cache: Path, fingerprint: Fingerprint) -> Path:
     """Where the receipt of a model lies whose own folder cannot be written."""
     return cache / CACHE_FOLDER / f"{fingerprint.digest()}.json"

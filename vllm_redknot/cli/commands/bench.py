@@ -28,6 +28,7 @@ from vllm_redknot.cli.configurations import Configuration, configurations
 from vllm_redknot.cli.diagnosis.installation import INSTALL, versions
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import CONFIG_NAME, ModelFile
+from vllm_redknot.cli.output_paths import check_folder
 from vllm_redknot.cli.progress import steps
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.units import parse_token_list, parse_tokens
@@ -36,6 +37,7 @@ from vllm_redknot.whole_file import write_whole
 MOST_CONTEXT = 32 * 1024
 """Tokens of a longest request, unless asked otherwise."""
 ROUNDS, QUICK_ROUNDS = 3, 1
+DOCUMENT = "bench.json"
 MOST_REQUESTS = 4096
 
 
@@ -147,7 +149,7 @@ def bench(
       redknot bench ~/models/SmolLM2-135M-Instruct --quick --enforce-eager --only ttft --ttft 512,2K
     """
     options.check_block_size(block_size)
-    lengths = None if ttft is None else parse_token_list(ttft)
+    lengths = None if ttft is None else parse_token_list(ttft, "--ttft")
     config = settings(
         heads=options.absolute_heads(heads),
         window=window,
@@ -157,6 +159,7 @@ def bench(
         max_groups=max_groups,
         rows=rows,
     )
+    check_folder(output, "--output", DOCUMENT)
     target = target_of_model(model, config)
     compared = configurations(target, config, ablation)
     described = target.model
@@ -181,12 +184,12 @@ def bench(
     )
     header = _header(target, described, compared, started)
     document = _run(measurement, header, started, described, output, context)
-    write_whole(output / "bench.json", dumps(document))
+    write_whole(output / DOCUMENT, dumps(document))
     if json:
         emit_json(document)
         return
     show_document(console(), document)
-    console().print(f"{output / 'bench.json'}", soft_wrap=True)
+    console().print(f"{output / DOCUMENT}", soft_wrap=True)
 
 
 def _split(flags: str) -> tuple[str, ...]:

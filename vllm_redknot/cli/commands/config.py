@@ -9,6 +9,7 @@ import typer
 
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import emit_json, warn
+from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.model_file import is_model_folder
 from vllm_redknot.cli.serve_flags import backend_flags, redknot_section, shell_line
 from vllm_redknot.cli.target import Target, settings, target_of_file, target_of_model
@@ -30,6 +31,7 @@ def config(
     sink: options.Sink = None,
     dense_prefix_layers: options.DensePrefix = None,
     duo_threshold: options.DuoThreshold = None,
+    rows: options.Rows = None,
     max_groups: options.MaxGroups = None,
     kernel: Annotated[str | None, typer.Option(help='"auto", or "torch" for plain torch.')] = None,
     decode_kernel: Annotated[
@@ -47,11 +49,11 @@ def config(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Print a `vllm serve` command with these head classes, checked and quoted, ready to paste.
+    """Print a `vllm serve` command with these head classes and row skipping, checked and quoted, ready to paste.
 
-    The settings pass the server's own validation, the head-class file is read, and with a model's folder the two
-    must fit each other and the tensor-parallel size. Settings from REDKNOT_* variables are written out. Works without
-    vLLM.
+    The settings pass the server's own validation, the head-class file is read, and with a model's folder both and
+    the layers that skip rows must fit it, and the heads the tensor-parallel size. Settings from REDKNOT_* variables
+    are written out. Works without vLLM.
 
     Examples:
 
@@ -63,6 +65,7 @@ def config(
         "sink": sink,
         "dense_prefix_layers": dense_prefix_layers,
         "duo_threshold": duo_threshold,
+        "rows": rows,
         "max_groups": max_groups,
         "kernel": kernel,
         "decode_kernel": decode_kernel,
@@ -103,7 +106,7 @@ def config(
 
 
 def _checked_heads(model: str | None, config: RedknotConfig, tp: int) -> Target | None:
-    """The head classes in force, if the command line tells them; split over the ranks as a server would."""
+    """The head classes in force, if the command line tells them; they split over the ranks, and the rows fit too."""
     found = None
     if model is not None and is_model_folder(Path(model).expanduser()):
         found = target_of_model(Path(model), config)
@@ -111,6 +114,7 @@ def _checked_heads(model: str | None, config: RedknotConfig, tp: int) -> Target 
         found = target_of_file(Path(str(config.heads)), config)
     if found is not None:
         per_rank(found.profile, tp)
+        row_schedule(found, config)
     return found
 
 

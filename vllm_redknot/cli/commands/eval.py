@@ -16,6 +16,7 @@ from vllm_redknot.cli.configurations import configurations
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, engines, require_vllm
 from vllm_redknot.cli.eval_tables import show_document
+from vllm_redknot.cli.output_paths import check_folder
 from vllm_redknot.cli.progress import engine_bars
 from vllm_redknot.cli.target import Target, settings, target_of_model
 from vllm_redknot.cli.tokenizer_file import read_tokenizer
@@ -83,7 +84,10 @@ def evaluate(
             show_default="the largest local window",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Needle texts per length and depth.")] = 3,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, max=options.MOST_TEXTS, metavar="N", help="Needle texts per length and depth."),
+    ] = 3,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws texts and resamples.")] = 0,
     limit: Annotated[
         int | None,
@@ -148,6 +152,9 @@ def evaluate(
         duo_threshold=duo_threshold,
         rows=rows,
     )
+    asked = None if lengths is None else parse_token_list(lengths, "--lengths")
+    parsed_depths = _parse_depths(depths)
+    check_folder(output, "--output", DOCUMENT)
     target = target_of_model(model, config)
     compared = configurations(target, config, ablation)
     assert target.model is not None
@@ -157,9 +164,8 @@ def evaluate(
         )
     for warning in target.warnings:
         warn(warning)
-    asked = (
-        parse_token_list(lengths) if lengths else default_lengths(max_model_len or target.model.max_context)
-    )
+    if asked is None:
+        asked = default_lengths(max_model_len or target.model.max_context)
     # numpy and tokenizers come with vLLM, not with the command.
     from vllm_redknot.cli.eval_document import eval_document, identity
     from vllm_redknot.evals.fidelity import TOP
@@ -168,7 +174,7 @@ def evaluate(
     chosen = Choices(
         suites=tuple(name for name in SUITES if suite in (SuiteChoice.ALL, name)),
         lengths=tuple(asked),
-        depths=_parse_depths(depths),
+        depths=parsed_depths,
         seeds=seeds,
         seed=seed,
         window=(beyond or _largest_window(target.profile)) if beyond_window else None,

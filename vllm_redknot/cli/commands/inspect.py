@@ -60,7 +60,7 @@ def inspect(
 
       redknot inspect ~/models/Qwen3-32B --heads heads.json --png heads.png
     """
-    lengths = None if contexts is None else parse_token_list(contexts)
+    lengths = None if contexts is None else parse_token_list(contexts, "--contexts")
     given = {
         "window": window,
         "sink": sink,

@@ -13,6 +13,7 @@ from rich.console import Console
 from vllm_redknot.cli import options
 from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.capacity_plan import ContextPlan, Server, plan_context
+from vllm_redknot.cli.model_file import MAX_HEAD_DIM
 from vllm_redknot.cli.plan_inputs import ELEMENT_BYTES, ShapeGiven, Subject, kv_bytes_per_rank, plan_subject
 from vllm_redknot.cli.plan_json import plan_document
 from vllm_redknot.cli.plan_png import save_plan
@@ -25,6 +26,7 @@ from vllm_redknot.cli.units import (
     show_flops,
     show_tokens,
 )
+from vllm_redknot.heads.profile import MAX_HEADS, MAX_LAYERS
 from vllm_redknot.kvcache.capacity import PageFormat
 
 
@@ -49,14 +51,17 @@ def plan(
     duo_threshold: options.DuoThreshold = None,
     rows: options.Rows = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Attention layers, without MODEL.")
+        int | None, typer.Option(min=1, max=MAX_LAYERS, metavar="N", help="Attention layers, without MODEL.")
     ] = None,
-    kv_heads: Annotated[int | None, typer.Option(min=1, metavar="N", help="KV heads, without MODEL.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(min=1, max=MAX_HEADS, metavar="N", help="KV heads, without MODEL.")
+    ] = None,
     query_heads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Query heads, without MODEL.")
+        int | None, typer.Option(min=1, max=MAX_HEADS, metavar="N", help="Query heads, without MODEL.")
     ] = None,
     head_dim: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Elements of a head's key, without MODEL.")
+        int | None,
+        typer.Option(min=1, max=MAX_HEAD_DIM, metavar="N", help="Elements of a head's key, without MODEL."),
     ] = None,
     contexts: Annotated[
         str | None,
@@ -119,7 +124,7 @@ def plan(
             "--kv-bytes and --gpu-memory are two ways to say one thing: give one of them"
         )
     options.check_block_size(block_size)
-    lengths = None if contexts is None else parse_token_list(contexts)
+    lengths = None if contexts is None else parse_token_list(contexts, "--contexts")
     config = settings(
         heads=heads,
         window=window,

@@ -14,12 +14,13 @@ from vllm_redknot.cli.app import console, emit_json, print_table, warn
 from vllm_redknot.cli.commands.plan import Dtype
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.model_file import ModelFile
-from vllm_redknot.cli.profile_run import Loaded, Where, halves, read_servable, run_with_model
+from vllm_redknot.cli.profile_run import Loaded, Where, check_device, halves, read_servable, run_with_model
 from vllm_redknot.cli.row_profile import RowOptions, calibrate_rows, check_options
 from vllm_redknot.cli.units import parse_token_list, parse_tokens, show_bytes
 from vllm_redknot.evals.fingerprints import model_fingerprint, versions
 from vllm_redknot.evals.memory import available_bytes
 from vllm_redknot.heads import native
+from vllm_redknot.heads.profile import MAX_POSITIONS
 from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def profile(
         ),
     ] = None,
     max_nll_increase: Annotated[
-        float, typer.Option(min=0.0, metavar="X", help="Allowed on held-out essays, in nats a token.")
+        float,
+        typer.Option(
+            min=0.0, max=options.LARGEST, metavar="X", help="Allowed on held-out essays, in nats a token."
+        ),
     ] = 0.05,
     needle_recall: Annotated[
         float,
@@ -65,21 +69,41 @@ def profile(
     windows: Annotated[
         str, typer.Option(metavar="LIST", help="Windows a local head may have; the smallest is the rule.")
     ] = "128,256,512,768",
-    sink: Annotated[int, typer.Option(min=0, metavar="TOKENS", help="First tokens a local head keeps.")] = 4,
+    sink: Annotated[
+        int, typer.Option(min=0, max=MAX_POSITIONS, metavar="TOKENS", help="First tokens a local head keeps.")
+    ] = 4,
     lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the texts that score heads.")
     ] = "1400,2000",
     texts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Texts of each task at each of those lengths.")
+        int,
+        typer.Option(
+            min=1,
+            max=options.MOST_TEXTS,
+            metavar="N",
+            help="Texts of each task at each of those lengths.",
+        ),
     ] = 3,
     check_lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the held-out texts that verify.")
     ] = "1K,2K",
     check_texts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Held-out texts of each task at each of those lengths.")
+        int,
+        typer.Option(
+            min=1,
+            max=options.MOST_TEXTS,
+            metavar="N",
+            help="Held-out texts of each task at each of those lengths.",
+        ),
     ] = 4,
     essay_weight: Annotated[
-        float, typer.Option(min=0.0, metavar="W", help="Weight of the essays' value beside the needles'.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=options.LARGEST,
+            metavar="W",
+            help="Weight of the essays' value beside the needles'.",
+        ),
     ] = 1.0,
     rows: Annotated[
         bool, typer.Option("--rows", help="Calibrate row skipping for head classes that are there instead.")
@@ -93,7 +117,12 @@ def profile(
     ] = "128,256",
     max_kl: Annotated[
         float,
-        typer.Option(min=0.0, metavar="X", help="With --rows: allowed on held-out essays, in nats a token."),
+        typer.Option(
+            min=0.0,
+            max=options.LARGEST,
+            metavar="X",
+            help="With --rows: allowed on held-out essays, in nats a token.",
+        ),
     ] = 0.1,
     data: Annotated[
         Path | None,
@@ -141,26 +170,27 @@ def profile(
     for package in ("torch", "transformers"):
         if find_spec(package) is None:
             raise CliError(f"`redknot profile` needs {package}: pip install {package}")
-    if output.exists() and not force:
-        raise CliError(f"{output} is there: give another --output, or --force to replace it")
-    if not output.absolute().parent.is_dir():
-        raise CliError(f"{output.parent}: no such folder: make it first")
+    _check_output(output, force)
+    asked_lengths = tuple(parse_token_list(lengths, "--lengths"))
+    judged_lengths = tuple(parse_token_list(check_lengths, "--check-lengths"))
+    recents = tuple(parse_token_list(recent, "--recent"))
+    all_windows = tuple(parse_token_list(windows, "--windows"))
     file = read_servable(model.expanduser())
+    check_device(device)
     name = "bfloat16" if dtype is Dtype.AUTO else str(dtype)
     where = Where(file, output, device, name, restart)
     calibration, held_out = _sources(data)
     longest = context or file.max_context or 8192
     if rows:
-        recents = tuple(parse_token_list(recent))
         from vllm_redknot.profiler.row_judge import RowLimits
         from vllm_redknot.profiler.row_run import RowPlan
 
         row_plan = RowPlan(
             recents=recents,
             sink=sink,
-            lengths=tuple(parse_token_list(lengths)),
+            lengths=asked_lengths,
             texts=texts,
-            judged_lengths=tuple(parse_token_list(check_lengths)),
+            judged_lengths=judged_lengths,
             judged_texts=check_texts,
             seed=seed,
             calibration=calibration,
@@ -173,11 +203,11 @@ def profile(
     from vllm_redknot.profiler.verify import Limits
 
     plan = Plan(
-        windows=tuple(parse_token_list(windows)),
+        windows=all_windows,
         sink=sink,
-        lengths=tuple(parse_token_list(lengths)),
+        lengths=asked_lengths,
         texts=texts,
-        judged_lengths=tuple(parse_token_list(check_lengths)),
+        judged_lengths=judged_lengths,
         judged_texts=check_texts,
         seed=seed,
         calibration=calibration,
@@ -193,6 +223,15 @@ def profile(
     _finish(outcome, file, output, plan, budget, data, force, json)
 
 
+def _check_output(output: Path, force: bool) -> None:
+    if output.is_dir():
+        raise CliError(f"{output} is a folder: give the name of a file as --output")
+    if output.exists() and not force:
+        raise CliError(f"{output} is there: give another --output, or --force to replace it")
+    if not output.absolute().parent.is_dir():
+        raise CliError(f"{output.parent}: no such folder: make it first")
+
+
 def _is_given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
@@ -204,14 +243,16 @@ def _sources(data: Path | None) -> tuple[Source, Source]:
 
 
 def _check_lengths(file: ModelFile, plan: Plan) -> None:
-    longest = max(*plan.lengths, *plan.judged_lengths)
+    longest, shortest = (best((*plan.lengths, *plan.judged_lengths)) for best in (max, min))
     if file.max_context is not None and longest > file.max_context:
         raise CliError(f"{longest} tokens are more than the model's {file.max_context}: give shorter lengths")
-    if min(*plan.lengths, *plan.judged_lengths) < 2 * plan.windows[0] + 300:
+    if shortest < 2 * plan.windows[0] + 300:
         raise CliError(
-            f"texts of {min(*plan.lengths, *plan.judged_lengths)} tokens leave a window of {plan.windows[0]} nothing to"
+            f"texts of {shortest} tokens leave a window of {plan.windows[0]} nothing to"
             f" miss: give at least {2 * plan.windows[0] + 300}"
         )
+    if plan.sink >= shortest:
+        raise CliError(f"--sink is {plan.sink}: it shows texts of {shortest} tokens whole, give less")
 
 
 def _check_memory(file: ModelFile, plan: Plan, element_bytes: int) -> None:

@@ -15,6 +15,7 @@ from vllm_redknot.cli.commands.plan import Dtype
 from vllm_redknot.cli.configurations import row_schedule
 from vllm_redknot.cli.errors import CliError
 from vllm_redknot.cli.eval_engines import EngineOptions, engine_arguments, require_vllm
+from vllm_redknot.cli.output_paths import check_file, check_folder
 from vllm_redknot.cli.progress import engine_bars
 from vllm_redknot.cli.reuse_engine import NAME, check_variables, reuse_engine
 from vllm_redknot.cli.reuse_tables import show_verification
@@ -26,6 +27,7 @@ from vllm_redknot.evals.answer_file import AnswerFileError
 from vllm_redknot.evals.engine_process import EngineError
 from vllm_redknot.evals.requests import Request
 from vllm_redknot.evals.run import Answered, Engine, answer_all, answers_path, log_path
+from vllm_redknot.reuse.receipt import receipt_path
 from vllm_redknot.whole_file import write_document
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def verify_reuse(
         int | None,
         typer.Option(
             min=1,
+            max=options.MOST_TEXTS,
             metavar="N",
             help="Prompts with passcodes; in each, the document that tells stands at every place in turn.",
             show_default="6; quick: 2",
@@ -123,7 +126,10 @@ def verify_reuse(
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Budget: of the needles that dense finds.")
     ] = 0.95,
     max_nll_increase: Annotated[
-        float, typer.Option(min=0, metavar="NATS", help="Budget: per token of a passcode, above dense.")
+        float,
+        typer.Option(
+            min=0, max=options.LARGEST, metavar="NATS", help="Budget: per token of a passcode, above dense."
+        ),
     ] = 0.05,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Draws texts and resamples.")] = 0,
     kv_bytes: Annotated[
@@ -171,6 +177,9 @@ def verify_reuse(
     if is_blend and not enforce_eager:
         raise typer.BadParameter("--policy blend needs --enforce-eager")
     check_variables(config)
+    check_folder(run, "--run", DOCUMENT)
+    if output is not None:
+        check_file(receipt_path(output), "--output")
     target = target_of_model(model, config)
     assert target.model is not None
     if target.model.refused:
