@@ -22,7 +22,7 @@ from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
 
 KEPT_STATES: Final = 4
 """A pass under a schedule begins at one of so many evenly spaced layers: the states before them are kept."""
-SKIPPED_SHARES: Final = (0.25, 0.5, 0.75, 0.9)
+SKIPPED_SHARES: Final = (0.25, 0.5, 0.75)
 """Quantiles of the relative norm that are recorded: a threshold there skips that share of the tokens."""
 
 
@@ -43,10 +43,15 @@ class RowLimits:
     needle_nll: float | None = None
     needle_kl: float | None = None
 
-    def stricter(self, share: float) -> RowLimits:
-        """Such a share of what may be lost; recall stays."""
-        parts = {key: value for key, value in asdict(self).items() if key != "recall" and value is not None}
-        return replace(self, **{key: share * value for key, value in parts.items()})
+    def stricter(self, share: float, needle_nll: float, needle_kl: float) -> RowLimits:
+        """Limits for a search: the best of many candidates looks better than it is."""
+        return replace(
+            self,
+            nll_increase=share * self.nll_increase,
+            kl=share * self.kl,
+            needle_nll=needle_nll,
+            needle_kl=needle_kl,
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from tokenizers import Tokenizer
@@ -18,7 +18,7 @@ from vllm_redknot.profiler.calibration import Mixture
 from vllm_redknot.profiler.hooked import HookedModel
 from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.quality import Answer
-from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict, row_failures
+from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict
 from vllm_redknot.profiler.row_model import RowModel
 from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
 from vllm_redknot.profiler.verify import Judge
@@ -27,12 +27,10 @@ from vllm_redknot.rows.schedule import RowSchedule
 
 SEARCH_SHARE: Final = 0.8
 """Of the limits on NLL and KL, so much may be used in the search: the best of many looks better than it is."""
-LATE_SHARE: Final = 0.6
-"""Of that, so much by late layers alone: thresholds before them skip rows at less cost than one more late layer."""
 SEARCH_NEEDLE_NLL: Final = 0.05
-SEARCH_NEEDLE_KL: Final = 0.01
-"""Limits of the search on a passcode token's mean rise of NLL and mean KL, in nats: recall over a handful of cases is
-too coarse to see a loss of one answer in ten."""
+SEARCH_NEEDLE_KL: Final = 0.004
+"""What a passcode token's mean NLL may rise by in the search, and its mean KL, in nats: recall over a handful of cases
+is too coarse, and NLL rises for some answers and falls for others. With KL of 0.009 and more, SmolLM2 lost names."""
 CHECK_ONLY: Final = ("judged_lengths", "judged_texts", "held_out")
 """Fields of a plan that the search does not depend on."""
 
@@ -107,9 +105,7 @@ class RowChoice:
     def __init__(self, judge: RowJudge, work: PrefillSavings, limits: RowLimits, depth: int) -> None:
         """`limits` are those of the last check; the search keeps a distance from them."""
         self._judge, self._work, self._depth = judge, work, depth
-        searched = replace(limits, needle_nll=SEARCH_NEEDLE_NLL, needle_kl=SEARCH_NEEDLE_KL)
-        self._limits = searched.stricter(SEARCH_SHARE)
-        self._late_limits = searched.stricter(SEARCH_SHARE * LATE_SHARE)
+        self._limits = limits.stricter(SEARCH_SHARE, SEARCH_NEEDLE_NLL, SEARCH_NEEDLE_KL)
         self._tried: dict[str, Tried] = {}
 
     @property
@@ -119,11 +115,8 @@ class RowChoice:
 
     def choose(self, recents: Sequence[int], sink: int) -> RowSchedule | None:
         """The schedule that saves most and holds; None if none does."""
-        for holds in (self._late_holds, self._holds):
-            late = LateSearch(self._depth, sink, recents, holds, self._late_saved).best()
-            if late is not None:
-                break
-        else:
+        late = LateSearch(self._depth, sink, recents, self._holds, self._late_saved).best()
+        if late is None:
             return None
         return with_sparse_ffn(late, self._depth, self._judge.thresholds(), self._holds, self._saved)
 
@@ -136,9 +129,6 @@ class RowChoice:
 
     def _holds(self, schedule: RowSchedule) -> bool:
         return not self._try(schedule).verdict.failures
-
-    def _late_holds(self, schedule: RowSchedule) -> bool:
-        return not row_failures(self._try(schedule).verdict.comparisons, self._late_limits)
 
     def _saved(self, schedule: RowSchedule) -> float:
         return self._try(schedule).savings.flops
