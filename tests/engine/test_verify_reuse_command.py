@@ -97,7 +97,18 @@ def test_a_head_file_with_a_schedule_of_rows_has_a_receipt_of_its_own(
     heads = with_rows(bundled, rows, tmp_path)
     command = [
         *(sys.executable, "-m", "vllm_redknot.cli", "verify-reuse", str(model_path), "--heads", heads),
-        *("--quick", "--boundary", "16", "--json", "--documents", "2", "--document-tokens", "110", "--texts", "3"),
+        *(
+            "--quick",
+            "--boundary",
+            "16",
+            "--json",
+            "--documents",
+            "2",
+            "--document-tokens",
+            "110",
+            "--texts",
+            "3",
+        ),
         *("--length", "450", "--dtype", "float32", "--run", str(tmp_path / "run"), "--output", str(tmp_path)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1700)
