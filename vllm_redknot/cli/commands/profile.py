@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 BYTES: Final = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4, Dtype.AUTO: 2}
 
 
+def _texts(text: str) -> Any:
+    """An option that counts texts."""
+    return typer.Option(min=1, max=options.MOST_TEXTS, metavar="N", help=text)
+
+
+def _amount(metavar: str, text: str) -> Any:
+    """An option that is no share: any finite number from 0 on."""
+    return typer.Option(min=0.0, max=options.LARGEST, metavar=metavar, help=text)
+
+
 def profile(
     ctx: typer.Context,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder, with weights.")],
@@ -58,9 +68,7 @@ def profile(
     ] = None,
     max_nll_increase: Annotated[
         float,
-        typer.Option(
-            min=0.0, max=options.LARGEST, metavar="X", help="Allowed on held-out essays, in nats a token."
-        ),
+        _amount("X", "Allowed on held-out essays, in nats a token."),
     ] = 0.05,
     needle_recall: Annotated[
         float,
@@ -77,33 +85,18 @@ def profile(
     ] = "1400,2000",
     texts: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=options.MOST_TEXTS,
-            metavar="N",
-            help="Texts of each task at each of those lengths.",
-        ),
+        _texts("Texts of each task at each of those lengths."),
     ] = 3,
     check_lengths: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of the held-out texts that verify.")
     ] = "1K,2K",
     check_texts: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=options.MOST_TEXTS,
-            metavar="N",
-            help="Held-out texts of each task at each of those lengths.",
-        ),
+        _texts("Held-out texts of each task at each of those lengths."),
     ] = 4,
     essay_weight: Annotated[
         float,
-        typer.Option(
-            min=0.0,
-            max=options.LARGEST,
-            metavar="W",
-            help="Weight of the essays' value beside the needles'.",
-        ),
+        _amount("W", "Weight of the essays' value beside the needles'."),
     ] = 1.0,
     rows: Annotated[
         bool, typer.Option("--rows", help="Calibrate row skipping for head classes that are there instead.")
@@ -117,12 +110,7 @@ def profile(
     ] = "128,256",
     max_kl: Annotated[
         float,
-        typer.Option(
-            min=0.0,
-            max=options.LARGEST,
-            metavar="X",
-            help="With --rows: allowed on held-out essays, in nats a token.",
-        ),
+        _amount("X", "With --rows: allowed on held-out essays, in nats a token."),
     ] = 0.1,
     data: Annotated[
         Path | None,
