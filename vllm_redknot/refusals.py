@@ -11,7 +11,8 @@ from vllm_redknot.kernels.layout import HEAD_SIZES
 from vllm_redknot.plugin import vllm_version
 from vllm_redknot.reuse.policy import BLEND, BOUNDARY
 from vllm_redknot.reuse.setup import SCHEDULERS, is_ours
-from vllm_redknot.rows.schedule import Mass, RowSchedule
+from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Mass, Predictor
 from vllm_redknot.settings import BACKEND_NAME, settings_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -113,8 +114,9 @@ def _of_rows(vllm_config: Any, schedule: RowSchedule) -> Iterator[tuple[str, str
     compilation = vllm_config.compilation_config
     if vllm_config.use_v2_model_runner:
         yield "Model Runner V2", "set VLLM_USE_V2_MODEL_RUNNER=0"
-    if compilation.mode and schedule.sparse_ffn is not None:
-        yield "sparse_ffn and torch.compile", "give --enforce-eager"
+    sparse = schedule.sparse_ffn
+    if compilation.mode and sparse is not None and not isinstance(sparse, Predictor):
+        yield f'the sparse_ffn rule "{sparse.rule}" and torch.compile', "give --enforce-eager"
     elif getattr(compilation.cudagraph_mode, "value", 0):
         # A graph of decode steps would also run a prompt's chunk of one token, which then could not skip.
         yield "CUDA graphs", "give --enforce-eager"

@@ -102,7 +102,8 @@ def resolve_model_rows(vllm_config: Any) -> RowSchedule | None:
     """
     schedule = schedule_of(settings_of(vllm_config).rows, resolve_model_heads(vllm_config).profile.sections)
     if schedule is not None:
-        schedule.check_layers(vllm_config.model_config.get_total_num_hidden_layers())
+        model = vllm_config.model_config
+        schedule.check_model(model.get_total_num_hidden_layers(), model.get_hidden_size())
     return schedule
 
 

@@ -23,7 +23,7 @@ DEPTH = 30
 def test_every_rule_computes_equally_many_rows_and_its_own(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
     added, residual, output = (torch.rand(997, generator=generator) + 0.1 for _ in range(3))
-    state = FfnInput(added, residual, lambda: output)
+    state = FfnInput(added, residual, torch.empty(997, 0), lambda: output)
     chosen = {}
     for name, signal in SIGNALS.items():
         choose = largest(signal, 3, share)

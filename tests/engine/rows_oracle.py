@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from tests.engine.oracle import MaskedModel, State
@@ -13,6 +15,13 @@ from tests.engine.oracle import MaskedModel, State
 if TYPE_CHECKING:
     # Imports vLLM, which tests of the profiler do not need.
     from tests.engine.harness import Completion
+
+
+def one_value_probe(width: int, place: int = 0) -> dict[str, Any]:
+    """A probe of one value's sign: as a rule, half of the tokens'."""
+    weights = np.zeros(width, "<f2")
+    weights[place] = 1.0
+    return {"threshold": 0.0, "weights": base64.b64encode(weights.tobytes()).decode()}
 
 
 class SkippedRows:
@@ -54,12 +63,18 @@ class SkippedRows:
     def _ffn_hook(self, index: int) -> Any:
         def hook(module: Any, arguments: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
             first = self._rows.get("ffn_from")
-            threshold = self._rows.get("sparse_ffn", {}).get("thresholds", {}).get(str(index))
+            sparse = self._rows.get("sparse_ffn", {})
+            threshold = sparse.get("thresholds", {}).get(str(index))
+            probe = sparse.get("probes", {}).get(str(index))
             skips = torch.zeros_like(self._skips)
             if first is not None and index >= first:
                 skips = self._skips
             elif threshold is not None:
                 skips = self._skips & (self._added < threshold * self._residual)
+            elif probe is not None:
+                weights = np.frombuffer(base64.b64decode(probe["weights"]), "<f2").astype(np.float32)
+                scores = (arguments[0][0].float() * torch.from_numpy(weights)).sum(-1)
+                skips = self._skips & (scores < probe["threshold"])
             self.skipped_ffn_rows += int(skips.sum())
             if hasattr(module, "shared_expert"):
                 gate = module.shared_expert_gate(arguments[0]).sigmoid()

@@ -18,8 +18,9 @@ from transformers import (
 from tests.engine.head_files import Limits, random_heads
 
 LAYERS = 3
+HIDDEN = 128
 BASE = {
-    "hidden_size": 128,
+    "hidden_size": HIDDEN,
     "intermediate_size": 256,
     "num_hidden_layers": LAYERS,
     "vocab_size": 512,

@@ -25,31 +25,20 @@ def test_logprobs_of_a_random_model_equal_those_of_explicit_masks_and_positions(
     shape = SHAPES["gqa_4"]
     folder = save(shape, tmp_path / "model")
     heads = small_heads(seed)
-    check(
-        folder,
-        random_cut(),
-        heads,
-        chunk,
-        page,
-        boundary,
-        tmp_path,
-        skip_tokenizer_init=True,
-        max_model_len=1024,
-    )
+    limits = {"max_num_batched_tokens": chunk, "block_size": page, "max_model_len": 1024}
+    check(folder, random_cut(), heads, boundary, tmp_path, skip_tokenizer_init=True, **limits)
 
 
 def test_logprobs_of_a_real_model_equal_those_of_explicit_masks_and_positions(
     model_path: Path, cut: Cut, tmp_path: Path
 ) -> None:
-    check(model_path, cut, random_heads(30, 3, seed=4), 512, 32, 16, tmp_path)
+    check(model_path, cut, random_heads(30, 3, seed=4), 16, tmp_path, max_num_batched_tokens=512)
 
 
 def check(
     folder: Path,
     cut: Cut,
     heads: list[list[Limits]],
-    chunk: int,
-    page: int,
     boundary: int,
     tmp_path: Path,
     **arguments: Any,
@@ -63,15 +52,7 @@ def check(
     }
     oracle = ReuseModel(folder, heads)
     settings = {"boundary": boundary}
-    with reusing(
-        folder,
-        tmp_path / "store",
-        write(tmp_path, heads),
-        settings,
-        max_num_batched_tokens=chunk,
-        block_size=page,
-        **arguments,
-    ) as server:
+    with reusing(folder, tmp_path / "store", write(tmp_path, heads), settings, **arguments) as server:
         store_alone(server, first, second, third)
         for name, (prompt, spans) in prompts.items():
             free = server.free_blocks

@@ -29,33 +29,23 @@ def test_logprobs_of_a_random_model_equal_those_of_the_same_choice(
 ) -> None:
     folder = save(SHAPES[shape], tmp_path / "model")
     heads = small_heads(seed)
-    check(
-        folder,
-        random_cut(),
-        heads,
-        chunk,
-        page,
-        share,
-        tmp_path,
-        skip_tokenizer_init=True,
-        max_model_len=1024,
-    )
+    more = {"skip_tokenizer_init": True, "max_model_len": 1024}
+    check(folder, random_cut(), heads, share, tmp_path, chunk, block_size=page, **more)
 
 
 def test_logprobs_of_a_real_model_equal_those_of_the_same_choice(
     model_path: Path, cut: Cut, tmp_path: Path
 ) -> None:
-    check(model_path, cut, random_heads(30, 3, seed=4), 512, 32, 0.15, tmp_path)
+    check(model_path, cut, random_heads(30, 3, seed=4), 0.15, tmp_path)
 
 
 def check(
     folder: Path,
     cut: Cut,
     heads: list[list[Limits]],
-    chunk: int,
-    page: int,
     share: float,
     tmp_path: Path,
+    chunk: int = 512,
     **arguments: Any,
 ) -> None:
     first, second, third = cut(0, 200), cut(1_000, 331), cut(2_000, 170)
@@ -65,15 +55,8 @@ def check(
         "behind others": ([*intro, *third, *first, *question], marks(third, first, begin=len(intro))),
     }
     oracle = ReuseModel(folder, heads)
-    with reusing(
-        folder,
-        tmp_path / "store",
-        write(tmp_path, heads),
-        {"policy": "blend"},
-        max_num_batched_tokens=chunk,
-        block_size=page,
-        **arguments,
-    ) as server:
+    settings, arguments = {"policy": "blend"}, {"max_num_batched_tokens": chunk, **arguments}
+    with reusing(folder, tmp_path / "store", write(tmp_path, heads), settings, **arguments) as server:
         store_alone(server, first, second, third)
         for name, (prompt, spans) in prompts.items():
             free = server.free_blocks

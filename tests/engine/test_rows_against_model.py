@@ -9,7 +9,7 @@ import torch
 from tests.engine.conftest import Cut
 from tests.engine.harness import FP32_BOUND, engine
 from tests.engine.head_files import random_heads, write
-from tests.engine.rows_oracle import SkippingModel, largest_error
+from tests.engine.rows_oracle import SkippingModel, largest_error, one_value_probe
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +21,16 @@ SPARSE = {
     "sink": 0,
     "recent": 33,
 }
+PREDICTED = {
+    **SPARSE,
+    "sparse_ffn": {"rule": "predictor", "probes": {"4": one_value_probe(576, 7), "9": one_value_probe(576)}},
+}
 
 
 @pytest.mark.parametrize(
-    ("rows", "chunk"), [(LATE, 64), (LATE, 2048), (SPARSE, 512)], ids=["64", "2048", "sparse"]
+    ("rows", "chunk"),
+    [(LATE, 64), (LATE, 2048), (SPARSE, 512), (PREDICTED, 256)],
+    ids=["64", "2048", "sparse", "predicted"],
 )
 def test_logprobs_equal_those_of_a_model_that_skips_the_same_rows(
     rows: dict[str, Any], chunk: int, model_path: Path, cut: Cut, tmp_path: Path

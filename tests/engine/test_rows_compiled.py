@@ -1,4 +1,4 @@
-"""With torch.compile the modules that skip rows stay opaque calls: compiled answers are the eager ones."""
+"""With torch.compile the modules that skip rows, predictors included, stay opaque calls: answers are the eager ones."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ import pytest
 
 from tests.engine.conftest import Cut
 from tests.engine.harness import assert_same, engine
+from tests.engine.rows_oracle import one_value_probe
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"rows": {"ffn_from": 20, "attention_from": 24}}
+PREDICTOR = {"rule": "predictor", "probes": {"18": one_value_probe(576)}}
+ROWS = {"rows": {"ffn_from": 20, "attention_from": 24, "sparse_ffn": PREDICTOR}}
 
 
 def test_compiled_answers_equal_eager_ones(model_path: Path, cut: Cut) -> None:

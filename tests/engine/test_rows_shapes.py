@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from tests.engine.harness import ALL_GLOBAL, FP32_BOUND, assert_same, engine
-from tests.engine.rows_oracle import SkippingModel, largest_error
-from tests.engine.small_models import LAYERS, Shape, save
+from tests.engine.rows_oracle import SkippingModel, largest_error, one_value_probe
+from tests.engine.small_models import HIDDEN, LAYERS, Shape, save
 from vllm_redknot.attention.kernel_choice import FusedKernels
 
 pytestmark = pytest.mark.slow
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 ROWS = {"ffn_from": 1, "attention_from": 2, "sink": 3, "recent": 25}
 SPARSE = {**ROWS, "sparse_ffn": {"rule": "relative_norm", "thresholds": {"0": 15.5}}}
 """About the median of what layer 0 shows: with these weights attention adds 8 to 27 times the embedding's norm."""
+PREDICTED = {**ROWS, "sparse_ffn": {"rule": "predictor", "probes": {"0": one_value_probe(HIDDEN)}}}
 EVERYTHING = [[None] * 2] * LAYERS
 EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
 SHARED = {
@@ -52,7 +53,7 @@ SHAPES = {
     ),
     "gemma2": (Shape(Gemma2Config, 4, 2, 64, PLAIN_GEMMA), [[(48, 0)] * 2, [None] * 2, [(48, 0)] * 2], ROWS),
     "mixtral": (Shape(MixtralConfig, 4, 2, 64, EXPERTS), EVERYTHING, ROWS),
-    "qwen2_moe_with_shared_expert": (Shape(Qwen2MoeConfig, 2, 2, 64, SHARED), EVERYTHING, ROWS),
+    "qwen2_moe_with_shared_expert": (Shape(Qwen2MoeConfig, 2, 2, 64, SHARED), EVERYTHING, PREDICTED),
 }
 
 
@@ -76,7 +77,7 @@ def test_other_families_skip_the_same_rows_as_an_independent_model(name: str, tm
     for completion, prompt in zip(got, prompts, strict=True):
         expected = model.logprobs(prompt, completion.token_ids, heads, rows)
         assert largest_error(completion, expected) < FP32_BOUND
-        if rows is SPARSE:
+        if "sparse_ffn" in rows:
             skipped = model.skipped_ffn_rows
             late_alone = model.logprobs(prompt, completion.token_ids, heads, ROWS)
             # Each late layer skips all rows that may.

@@ -48,7 +48,7 @@ def test_exactly_the_layers_that_context_tokens_do_not_need_are_found(
             judge = judge_of(tmp_path, heads, journal)
             assert all(answer.found for answer in judge.answers(None) if answer.task == "needle")
             choice = choice_of(judge, heads)
-            found = choice.choose(RECENTS, 4)
+            found = choice.choose(RECENTS, 4, lambda _: {})
             expected = RowSchedule(ffn_from=ffn_from, attention_from=attention_from, sink=4, recent=64)
             assert found == expected
             # Nothing it skips mattered at all, and one layer more loses every needle.
@@ -69,11 +69,11 @@ def test_limits_that_nothing_holds_leave_row_skipping_off(tmp_path: Path) -> Non
         judge = judge_of(tmp_path, heads, journal)
         choice = choice_of(judge, heads)
         # A text longer than `recent`: everything that this model can skip is the last layer.
-        assert choice.choose((64,), 4) == RowSchedule(
+        assert choice.choose((64,), 4, lambda _: {}) == RowSchedule(
             ffn_from=LAYERS - 1, attention_from=LAYERS - 1, sink=4, recent=64
         )
         impossible = RowLimits(recall=1.01)
-        assert choice_of(judge, heads, impossible).choose((64,), 4) is None
+        assert choice_of(judge, heads, impossible).choose((64,), 4, lambda _: {}) is None
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_an_interrupted_search_goes_on_and_comes_to_the_same(
         nonlocal passes
         passes = 0
         with open_journal(tmp_path / name, {}) as journal:
-            return choice_of(judge_of(tmp_path, heads, journal), heads).choose(RECENTS, 4)
+            return choice_of(judge_of(tmp_path, heads, journal), heads).choose(RECENTS, 4, lambda _: {})
 
     expected = search("whole")
     whole = passes

@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from tests.engine.head_files import Limits, random_heads
-from tests.engine.rows_oracle import SkippingModel
-from tests.engine.small_models import LAYERS, Shape, save
+from tests.engine.rows_oracle import SkippingModel, one_value_probe
+from tests.engine.small_models import HIDDEN, LAYERS, Shape, save
 from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.profiler.choose import profile_of
 from vllm_redknot.profiler.errors import ProfilerError
@@ -34,6 +34,13 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "sink": 3,
         "recent": 25,
         "sparse_ffn": {"rule": "relative_norm", "thresholds": {"0": 0.7, "1": 0.3}},
+    },
+}
+SCHEDULES["predicted"] = {
+    **SCHEDULES["sparse"],
+    "sparse_ffn": {
+        "rule": "predictor",
+        "probes": {"0": one_value_probe(HIDDEN), "1": one_value_probe(HIDDEN, 5)},
     },
 }
 PROMPT, ANSWER = 180, 12
@@ -83,7 +90,7 @@ def test_logits_equal_those_of_an_independent_model_that_skips_the_same_rows(
     torch.testing.assert_close(result.logits.log_softmax(-1), expected, atol=2e-4, rtol=1e-4)
     whole = model.run(tokens[:-1], ANSWER, profile)
     assert float((whole.logits - result.logits).abs().max()) > 0.01, "skipping matters"
-    if schedule == "sparse":
+    if "sparse_ffn" in rows:
         skippable = PROMPT - 28
         skipped = sum(1 - share for share in result.computed.values()) * skippable
         assert skipped + skippable == pytest.approx(oracle.skipped_ffn_rows)

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
-from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
+from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Predictor, Probe
 
 RECENTS = (64, 128, 256)
 DEPTH = 30
@@ -16,7 +17,7 @@ def saved(schedule: RowSchedule) -> float:
     """Any measure that grows with skipping."""
     attention = DEPTH if schedule.attention_from is None else schedule.attention_from
     sparse = schedule.sparse_ffn
-    extra = 0.75 * len(sparse.layers) if isinstance(sparse, RelativeNorm) else 0.0
+    extra = 0.75 * len(sparse.layers) if isinstance(sparse, Predictor) else 0.0
     late = 3 * (DEPTH - (schedule.ffn_from or 0)) + 2 * (DEPTH - attention)
     return (late + extra) * (1 - schedule.recent / 8192) / (5 * DEPTH)
 
@@ -77,25 +78,30 @@ def test_everything_may_be_skipped_where_nothing_matters() -> None:
     assert best == RowSchedule(ffn_from=0, attention_from=0, recent=64)
 
 
-def test_thresholds_are_taken_downward_until_a_layer_takes_none() -> None:
+def test_predictors_are_taken_downward_until_a_layer_takes_none() -> None:
     late = RowSchedule(ffn_from=20, attention_from=24)
-    thresholds = {share: [share * layer for layer in range(DEPTH)] for share in (0.25, 0.5, 0.75)}
+    probes = {layer: {share: Probe.of((layer,), share) for share in (0.25, 0.5, 0.75)} for layer in range(20)}
 
     def holds(schedule: RowSchedule) -> bool:
-        assert isinstance(schedule.sparse_ffn, RelativeNorm)
+        assert isinstance(schedule.sparse_ffn, Predictor)
         return all(
-            value <= 0.5 * int(layer) and int(layer) >= 9
-            for layer, value in schedule.sparse_ffn.thresholds.items()
+            probe.threshold <= 0.5 and int(layer) >= 9 for layer, probe in schedule.sparse_ffn.probes.items()
         )
 
-    found = with_sparse_ffn(late, DEPTH, thresholds, holds, saved)
-    assert found.sparse_ffn == RelativeNorm(
-        rule="relative_norm", thresholds={str(layer): 0.5 * layer for layer in range(9, 20)}
+    found = with_sparse_ffn(late, probes, holds, saved)
+    assert found.sparse_ffn == Predictor(
+        rule="predictor", probes={str(layer): probes[layer][0.5] for layer in range(9, 20)}
     )
     assert (found.ffn_from, found.attention_from) == (20, 24)
 
 
-def test_thresholds_that_save_little_are_left_out() -> None:
+def test_predictors_that_save_little_are_left_out() -> None:
     late = RowSchedule(ffn_from=20, attention_from=24)
-    thresholds = {0.5: [0.1] * DEPTH}
-    assert with_sparse_ffn(late, DEPTH, thresholds, lambda s: "17" not in str(s.sparse_ffn), saved) == late
+    probes = {layer: {0.5: Probe.of((1.0,), 0.0)} for layer in range(15, 20)}
+
+    def holds(schedule: RowSchedule) -> bool:
+        assert isinstance(schedule.sparse_ffn, Predictor)
+        return "17" not in schedule.sparse_ffn.probes
+
+    assert with_sparse_ffn(late, probes, holds, saved) == late
+    assert with_sparse_ffn(late, {}, holds, saved) == late

@@ -11,8 +11,11 @@ from vllm import SamplingParams
 from vllm_redknot.refusals import refusals_of_rows
 from vllm_redknot.rows.requests import skips_rows
 from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Probe
 
 LATE = RowSchedule.parse({"ffn_from": 1})
+PROBES = {"0": Probe.of((1.0,), 0.0).model_dump()}
+PREDICTED = RowSchedule.parse({"sparse_ffn": {"rule": "predictor", "probes": PROBES}})
 SPARSE = RowSchedule.parse({"sparse_ffn": {"rule": "relative_norm", "thresholds": {"0": 0.1}}})
 
 
@@ -64,10 +67,13 @@ def test_the_connector_of_reuse_is_served() -> None:
     assert refusals_of_rows(config(kv_transfer_config=own), LATE) == []
 
 
-def test_compilation_is_refused_for_sparse_rows_only() -> None:
+def test_compilation_is_refused_for_rules_that_need_norms_only() -> None:
     compiled = config(compilation_config=SimpleNamespace(mode=3, cudagraph_mode=SimpleNamespace(value=0)))
     assert refusals_of_rows(compiled, LATE) == []
-    assert "sparse_ffn and torch.compile" in str(refusals_of_rows(compiled, SPARSE)[0])
+    assert refusals_of_rows(compiled, PREDICTED) == []
+    assert 'the sparse_ffn rule "relative_norm" and torch.compile' in str(
+        refusals_of_rows(compiled, SPARSE)[0]
+    )
 
 
 def test_requests_that_need_every_state_or_say_so_do_not_skip() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from vllm_redknot.rows.rules import MassRule, RelativeNormRule, ffn_rule
+from vllm_redknot.rows.rules import MassRule, PredictorRule, RelativeNormRule, ffn_rule
 from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Probe
 
 
 def kept(
@@ -42,6 +44,17 @@ def test_the_mass_rule_depends_on_the_chunk() -> None:
     assert kept(MassRule(0.5), norms, [1, 3]) == [True, True, False, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_predictor_compares_a_weighed_sum_of_the_input(dtype: torch.dtype) -> None:
+    rule = PredictorRule((1.0, -2.0), -0.5)
+    states = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [1.5, 1.0]], dtype=dtype)
+    assert rule.keep(states).tolist() == [True, False, True, True]
+    assert rule.scores(states).dtype == torch.float32
+    assert rule.keep(states[:0]).tolist() == []
+    # Nothing but the token's own state.
+    assert torch.cat([rule.keep(states[:1]), rule.keep(states[1:])]).equal(rule.keep(states))
+
+
 def test_each_layer_has_its_rule() -> None:
     relative = RowSchedule.parse(
         {"ffn_from": 8, "sparse_ffn": {"rule": "relative_norm", "thresholds": {"5": 0.1}}}
@@ -49,6 +62,13 @@ def test_each_layer_has_its_rule() -> None:
     assert [type(ffn_rule(relative, layer)).__name__ for layer in (4, 5, 8)] == [
         "NoneType",
         "RelativeNormRule",
+        "NoneType",
+    ]
+    probes = {"5": Probe.of((0.5,), 1.0).model_dump()}
+    predictor = RowSchedule.parse({"ffn_from": 8, "sparse_ffn": {"rule": "predictor", "probes": probes}})
+    assert [type(ffn_rule(predictor, layer)).__name__ for layer in (4, 5, 8)] == [
+        "NoneType",
+        "PredictorRule",
         "NoneType",
     ]
     mass = {"rule": "mass", "start": 2, "share": 0.3, "deep_start": 4, "deep_share": 0.1}

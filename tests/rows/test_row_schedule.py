@@ -13,10 +13,18 @@ from vllm_redknot.heads.errors import HeadFileError
 from vllm_redknot.heads.formats import load_profile
 from vllm_redknot.heads.native import dumps
 from vllm_redknot.rows.schedule import RowSchedule, RowScheduleError, schedule_of
+from vllm_redknot.rows.sparse_ffn import Probe
 
 LATE = {"ffn_from": 20, "attention_from": 24}
 RELATIVE = {"rule": "relative_norm", "thresholds": {"5": 0.1, "12": 0.25}}
+PREDICTOR: dict[str, Any] = {"rule": "predictor", "probes": {"5": {"threshold": -0.5, "weights": "ADwAwA=="}}}
+"""Weights 1 and -2."""
 MASS = {"rule": "mass", "start": 4, "share": 0.2, "deep_start": 20, "deep_share": 0.05}
+
+
+def with_probe(**changes: Any) -> dict[str, Any]:
+    """`PREDICTOR` with another probe."""
+    return {**PREDICTOR, "probes": {"5": {**PREDICTOR["probes"]["5"], **changes}}}
 
 
 def test_sinks_and_recent_tokens_have_defaults() -> None:
@@ -25,7 +33,13 @@ def test_sinks_and_recent_tokens_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [LATE, {"ffn_from": 3}, {"sparse_ffn": RELATIVE, **LATE}, {"sparse_ffn": MASS}]
+    "values",
+    [
+        LATE,
+        {"ffn_from": 3},
+        *({"sparse_ffn": sparse, **LATE} for sparse in (RELATIVE, PREDICTOR)),
+        {"sparse_ffn": MASS},
+    ],
 )
 def test_a_schedule_survives_its_section(values: dict[str, Any]) -> None:
     schedule = RowSchedule.parse(values)
@@ -39,6 +53,8 @@ def test_schedules_that_differ_have_digests_that_differ() -> None:
         {**LATE, "recent": 64},
         {**LATE, "sink": 0},
         {**LATE, "sparse_ffn": RELATIVE},
+        {**LATE, "sparse_ffn": PREDICTOR},
+        {**LATE, "sparse_ffn": with_probe(weights="ADwAwgA8")},
         {"ffn_from": 20},
     ]
     assert len({RowSchedule.parse(values).digest() for values in variants}) == len(variants)
@@ -65,6 +81,15 @@ def test_schedules_that_differ_have_digests_that_differ() -> None:
         ({"sparse_ffn": {**MASS, "deep_share": None}}, "deep_start and deep_share together"),
         ({"sparse_ffn": {**MASS, "deep_start": 2}}, "deep_start is 2"),
         ({"ffn_from": 12, "sparse_ffn": RELATIVE}, "sparse_ffn names layer 12"),
+        ({"ffn_from": 5, "sparse_ffn": PREDICTOR}, "sparse_ffn names layer 5"),
+        ({"sparse_ffn": {**PREDICTOR, "probes": {}}}, r"predictor\.probes is {}"),
+        ({"sparse_ffn": with_probe(weights="ADwAw")}, r"probes\.5\.weights .*no base64 of fp16 values"),
+        ({"sparse_ffn": with_probe(weights="ADwA")}, r"probes\.5\.weights .*no base64 of fp16 values"),
+        ({"sparse_ffn": with_probe(weights="AD\u00e9A")}, r"probes\.5\.weights .*no base64 of fp16 values"),
+        ({"sparse_ffn": with_probe(weights="")}, r"probes\.5\.weights .*0 weights: give 1 to 65536"),
+        ({"sparse_ffn": with_probe(weights="AHw=")}, r"probes\.5\.weights .*all finite"),
+        ({"sparse_ffn": with_probe(threshold=float("nan"))}, r"probes\.5\.threshold is nan"),
+        ({"sparse_ffn": with_probe(scale=1.0)}, r"probes\.5\.scale"),
         ({"ffn_from": 4, "sparse_ffn": MASS}, "sparse_ffn names layer 4"),
     ],
 )
@@ -79,12 +104,27 @@ def test_what_cannot_be_used_is_refused_by_its_place(values: dict[str, Any], mes
         {"ffn_from": 30},
         {"ffn_from": 3, "attention_from": 30},
         {"sparse_ffn": {**RELATIVE, "thresholds": {"30": 1.0}}},
+        {"sparse_ffn": {**PREDICTOR, "probes": {"30": PREDICTOR["probes"]["5"]}}},
     ],
 )
 def test_layers_the_model_has_not_are_refused(values: dict[str, Any]) -> None:
-    RowSchedule.parse(values).check_layers(31)
+    RowSchedule.parse(values).check_model(31, None)
     with pytest.raises(RowScheduleError, match=r"is 30: the model's layers are 0 to 29"):
-        RowSchedule.parse(values).check_layers(30)
+        RowSchedule.parse(values).check_model(30, None)
+
+
+def test_a_predictor_of_another_width_is_refused() -> None:
+    schedule = RowSchedule.parse({"sparse_ffn": PREDICTOR})
+    schedule.check_model(30, 2)
+    with pytest.raises(
+        RowScheduleError, match=r"probes\.5 has 2 weights: the model's states have 576 values"
+    ):
+        schedule.check_model(30, 576)
+
+
+def test_a_probe_keeps_its_weights_to_fp16() -> None:
+    assert Probe.of([1.0, -2.0], -0.5).model_dump() == PREDICTOR["probes"]["5"]
+    assert Probe.of([0.1, 65504.0], 0.0).values() == (pytest.approx(0.1, rel=1e-3), 65504.0)
 
 
 @pytest.mark.parametrize(

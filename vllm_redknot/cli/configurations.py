@@ -52,7 +52,7 @@ def row_schedule(target: Target, config: RedknotConfig) -> RowSchedule | None:
     try:
         schedule = schedule_of(config.rows, target.profile.sections)
         if schedule is not None and target.model is not None:
-            schedule.check_layers(target.model.shape.num_layers)
+            schedule.check_model(target.model.shape.num_layers, target.model.shape.hidden_size)
     except RowScheduleError as error:
         raise CliError(str(error)) from error
     return schedule

@@ -112,7 +112,7 @@ def _of_numbers(target: Target, config: RedknotConfig, given: ShapeGiven) -> Sub
     rows = row_schedule(target, config)
     try:
         if rows is not None:
-            rows.check_layers(layers)
+            rows.check_model(layers, identity.hidden_size if identity else None)
     except RowScheduleError as error:
         raise CliError(str(error)) from error
     sizes = None

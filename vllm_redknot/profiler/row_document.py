@@ -15,7 +15,7 @@ KIND: Final = "redknot.rows"
 FORMAT: Final = 1
 TOOL: Final = "redknot profile --rows"
 METHOD: Final = (
-    "the late layers, then the thresholds before them, that save most FLOPs while needles, named needles and essays"
+    "the late layers, then the predictors before them, that save most FLOPs while needles, named needles and essays"
     " hold their limits beside the head classes alone"
 )
 EVIDENCE_SECTION: Final = "row_calibration"

@@ -16,14 +16,13 @@ from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.masked import ProfiledAttention
 from vllm_redknot.profiler.quality import Answer
-from vllm_redknot.profiler.row_model import FfnInput, PassResult, RowModel, Rows, rows_of
+from vllm_redknot.profiler.row_model import PassResult, RowModel, Rows, rows_of
 from vllm_redknot.profiler.verify import Comparison, Limits, compare_pairs, failures_of
-from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
+from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Mass
 
 KEPT_STATES: Final = 4
 """A pass under a schedule begins at one of so many evenly spaced layers: the states before them are kept."""
-SKIPPED_SHARES: Final = (0.25, 0.5, 0.75)
-"""Quantiles of the relative norm that are recorded: a threshold there skips that share of the tokens."""
 
 
 @dataclass(frozen=True)
@@ -139,23 +138,9 @@ class RowJudge:
             for row in compare_pairs(list(zip(before, after, strict=True)))
         )
         shares = [answer.computed for answer in after if answer.computed]
-        layers = schedule.sparse_ffn.layers if isinstance(schedule.sparse_ffn, RelativeNorm) else ()
-        computed = {layer: fmean(share[str(layer)] for share in shares) for layer in layers}
+        layers = shares[0] if shares else ()
+        computed = {int(layer): fmean(share[layer] for share in shares) for layer in layers}
         return RowVerdict(rows, tuple(row_failures(rows, limits)), computed)
-
-    def thresholds(self) -> dict[float, list[float]]:
-        """Share of tokens -> per layer, the relative norm that so many tokens are below; mean over the cases."""
-        found = []
-        for index, case in enumerate(self._cases):
-            key = f"relative norms {self._fingerprint} {case.fingerprint()}"
-            kept = self._journal.get(key)
-            if kept is None:
-                kept = self._relative_norms(index)
-                self._journal.add(key, kept)
-            found.append(kept)
-            self._advance()
-        means = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
-        return dict(zip(SKIPPED_SHARES, means, strict=True))
 
     def _heads_alone(self, index: int) -> RowAnswer:
         case = self._cases[index]
@@ -200,20 +185,6 @@ class RowJudge:
             self._heads_alone(index)
         return self._references[index]
 
-    def _relative_norms(self, index: int) -> list[list[float]]:
-        case = self._cases[index]
-        found: dict[int, list[float]] = {}
-        wanted = torch.tensor(SKIPPED_SHARES)
-
-        def note(layer: int, state: FfnInput) -> None:
-            relative = state.added / state.residual.clamp_min(torch.finfo(torch.float32).tiny)
-            found[layer] = relative.quantile(wanted.to(relative)).tolist()
-
-        depth, tokens = self._model.depth, _tokens(case)
-        prompt = torch.arange(len(tokens)) < len(case.prompt)
-        self._model.run(tokens, 1, self._heads, Rows(prompt, depth, depth, note))
-        return [[found[layer][at] for layer in range(depth)] for at in range(len(SKIPPED_SHARES))]
-
 
 def scored(case: Case, logits: torch.Tensor) -> Answer:
     """How a case was answered by logits [answer, vocabulary] before each of the answer's tokens."""
@@ -251,4 +222,4 @@ def _sparse_layers(schedule: RowSchedule) -> tuple[int, ...]:
     sparse = schedule.sparse_ffn
     if sparse is None:
         return ()
-    return sparse.layers if isinstance(sparse, RelativeNorm) else (sparse.start,)
+    return (sparse.start,) if isinstance(sparse, Mass) else sparse.layers

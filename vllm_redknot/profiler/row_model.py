@@ -6,7 +6,7 @@ answer in one pass. Schedules that differ in late layers only share the states b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from vllm_redknot.profiler.errors import ProfilerError
 from vllm_redknot.profiler.hooked import AttentionCall, HookedModel
 from vllm_redknot.profiler.masked import ProfiledAttention
-from vllm_redknot.rows.rules import ffn_rule
+from vllm_redknot.rows.rules import PredictorRule, ffn_rule
 from vllm_redknot.rows.schedule import RowSchedule
 
 Forward = Callable[..., Any]
@@ -29,11 +29,13 @@ class FfnInput:
     Attributes:
         added: fp32 [N], norm of what attention adds to the residual.
         residual: fp32 [N], norm of the residual it is added to.
+        hidden: [N, E], what the FFN is given: normalised.
         output_norms: computes the FFN of those tokens after all: fp32 [N], norms of its output. For comparison only.
     """
 
     added: torch.Tensor
     residual: torch.Tensor
+    hidden: torch.Tensor
     output_norms: Callable[[], torch.Tensor]
 
 
@@ -58,6 +60,8 @@ def rows_of(schedule: RowSchedule, prompt_tokens: int, tokens: int, depth: int) 
 
     def choose(layer: int, state: FfnInput) -> torch.Tensor | None:
         rule = ffn_rule(schedule, layer)
+        if isinstance(rule, PredictorRule):
+            return rule.keep(state.hidden)
         return rule.keep(state.added, state.residual, [len(state.added)]) if rule else None
 
     return Rows(
@@ -77,6 +81,8 @@ class _Pass:
     begin: int
     state: torch.Tensor | None
     keep: Collection[int]
+    gates: Mapping[int, torch.Tensor]
+    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     computed: dict[int, float] = field(default_factory=dict)
     residual: torch.Tensor | None = None
@@ -119,7 +125,6 @@ class RowModel:
         for index, attention in model.layers.items():
             self._install(index, paths[id(attention)].rpartition(".")[0], modules, attention)
 
-    @torch.inference_mode()
     def run(
         self,
         tokens: tuple[int, ...],
@@ -139,13 +144,49 @@ class RowModel:
                 do not run.
             keep: layers whose states are kept.
         """
+        with torch.inference_mode():
+            logits, now = self._run(tokens, last, heads, rows, begin, keep, {})
+        return PassResult(logits, now.states, now.computed)
+
+    def run_gated(
+        self,
+        tokens: tuple[int, ...],
+        last: int,
+        heads: ProfiledAttention,
+        rows: Rows,
+        begin: tuple[int, torch.Tensor],
+        gates: Mapping[int, torch.Tensor],
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """A pass with gradients, for layers at which nothing skips.
+
+        Args:
+            tokens, last, heads, rows, begin: as in `run`.
+            gates: layer -> [T], what each token's FFN output is multiplied by.
+
+        Returns:
+            Logits fp32 [last, vocabulary], and per layer of `gates` what its FFN was given, [T, E].
+        """
+        state = begin[0], begin[1].clone()  # one that may be saved for a backward pass
+        logits, now = self._run(tokens, last, heads, rows, state, (), gates)
+        return logits, now.inputs
+
+    def _run(
+        self,
+        tokens: tuple[int, ...],
+        last: int,
+        heads: ProfiledAttention,
+        rows: Rows | None,
+        begin: tuple[int, torch.Tensor] | None,
+        keep: Collection[int],
+        gates: Mapping[int, torch.Tensor],
+    ) -> tuple[torch.Tensor, _Pass]:
         if rows is not None:
             rows = Rows(rows.skips.to(self.device), rows.ffn_from, rows.attention_from, rows.choose)
         layer, state = begin or (0, None)
-        self._now = now = _Pass(heads, rows, layer, state, keep)
+        self._now = now = _Pass(heads, rows, layer, state, keep, gates)
         self._model.attention = self._attend
         try:
-            return PassResult(self._model.logits(tokens, last), now.states, now.computed)
+            return self._model.logits(tokens, last), now
         finally:
             self._now = None
 
@@ -214,6 +255,9 @@ class RowModel:
             now = self._now
             if now is None or now.rows is None:
                 return forward(hidden_states)
+            if index in now.gates:
+                now.inputs[index] = hidden_states[0].detach()
+                return forward(hidden_states) * now.gates[index][:, None].to(hidden_states.dtype)
             if index >= now.rows.ffn_from:
                 return _on_rows(forward, hidden_states, now.kept)
             if now.rows.choose is None:
@@ -223,6 +267,7 @@ class RowModel:
             state = FfnInput(
                 now.added[now.skipping],
                 now.residual[now.skipping],
+                hidden_states[0, now.skipping],
                 lambda: _norms(forward(hidden_states[:, now.skipping])[0]),
             )
             chosen = now.rows.choose(index, state)

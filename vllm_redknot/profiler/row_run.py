@@ -20,6 +20,7 @@ from vllm_redknot.profiler.journal import Journal
 from vllm_redknot.profiler.quality import Answer
 from vllm_redknot.profiler.row_judge import RowJudge, RowLimits, RowVerdict
 from vllm_redknot.profiler.row_model import RowModel
+from vllm_redknot.profiler.row_predictor import Probes, fit_probes
 from vllm_redknot.profiler.row_search import LateSearch, with_sparse_ffn
 from vllm_redknot.profiler.verify import Judge
 from vllm_redknot.rows.savings import PrefillSavings, Savings
@@ -113,12 +114,16 @@ class RowChoice:
         """All schedules that were tried, in order."""
         return tuple(self._tried.values())
 
-    def choose(self, recents: Sequence[int], sink: int) -> RowSchedule | None:
-        """The schedule that saves most and holds; None if none does."""
+    def choose(
+        self, recents: Sequence[int], sink: int, probes: Callable[[RowSchedule], Probes]
+    ) -> RowSchedule | None:
+        """The schedule that saves most and holds; None if none does.
+
+        Args:
+            probes: predictors for the layers before a schedule's late ones.
+        """
         late = LateSearch(self._depth, sink, recents, self._holds, self._late_saved).best()
-        if late is None:
-            return None
-        return with_sparse_ffn(late, self._depth, self._judge.thresholds(), self._holds, self._saved)
+        return None if late is None else with_sparse_ffn(late, probes(late), self._holds, self._saved)
 
     def _try(self, schedule: RowSchedule) -> Tried:
         digest = schedule.digest()
@@ -175,7 +180,7 @@ class RowRun:
         judge = RowJudge(self._model, self._heads, cases, self._journal, self._advance)
         work = PrefillSavings(self._shape, self._heads, context)
         choice = RowChoice(judge, work, limits, self._model.depth)
-        return choice.choose(plan.recents, plan.sink), choice.tried
+        return choice.choose(plan.recents, plan.sink, self._probes), choice.tried
 
     def verify(
         self, schedule: RowSchedule, tried: tuple[Tried, ...], limits: RowLimits, context: int
@@ -188,6 +193,12 @@ class RowRun:
         verdict = judge.compare(schedule, limits)
         savings = PrefillSavings(self._shape, self._heads, context).saved(schedule, verdict.computed)
         return RowOutcome(schedule, savings, verdict, tuple(dense), tried)
+
+    def _probes(self, late: RowSchedule) -> Probes:
+        plan = self._plan
+        # Other texts than those that judge.
+        cases = self._cases(plan.calibration, plan.lengths, plan.texts, plan.seed + 1)
+        return fit_probes(self._model, self._heads, cases, late, self._journal, self._advance)
 
     def _cases(self, source: Source, lengths: tuple[int, ...], texts: int, seed: int) -> list[Case]:
         windows = [window for row in self._heads.window for window in row if window is not None]

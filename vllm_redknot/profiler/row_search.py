@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
+from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Predictor, Probe
 
-SPARSE_PAYS: Final = 0.05
-"""Share of prefill FLOPs that `sparse_ffn` must save beyond late layers: it rules out torch.compile, worth as much."""
+SPARSE_PAYS: Final = 0.01
+"""Share of prefill FLOPs that `sparse_ffn` must save beyond late layers: less is not worth a rule more."""
 
 Holds = Callable[[RowSchedule], bool]
 Saved = Callable[[RowSchedule], float]
@@ -131,25 +132,24 @@ class LateSearch:
 
 def with_sparse_ffn(
     schedule: RowSchedule,
-    depth: int,
-    thresholds: Mapping[float, Sequence[float]],
+    probes: Mapping[int, Mapping[float, Probe]],
     holds: Holds,
     saved: Saved,
 ) -> RowSchedule:
-    """The schedule with thresholds in the layers before the late ones, if that pays; else as it is.
+    """The schedule with predictors in the layers before the late ones, if that pays; else as it is.
 
     Downward from the first late layer, each layer takes the largest share of skipped tokens that still holds, until one
     takes none: earlier layers are taken to matter more.
 
     Args:
-        thresholds: share of tokens skipped -> the threshold of every layer that does so.
+        probes: layer -> share of its tokens that skip -> the probe that does so.
     """
-    found: dict[str, float] = {}
+    found: dict[int, Probe] = {}
     last = schedule
-    for layer in reversed(range(depth if schedule.ffn_from is None else schedule.ffn_from)):
-        for share in sorted(thresholds, reverse=True):
-            tried = {**found, str(layer): round(thresholds[share][layer], 6)}
-            rule = RelativeNorm(rule="relative_norm", thresholds=dict(sorted(tried.items(), key=_number)))
+    for layer in sorted(probes, reverse=True):
+        for share in sorted(probes[layer], reverse=True):
+            tried = {layer: probes[layer][share], **found}
+            rule = Predictor(rule="predictor", probes={str(at): probe for at, probe in tried.items()})
             candidate = RowSchedule.model_validate({**dict(schedule), "sparse_ffn": rule})
             if holds(candidate):
                 found, last = tried, candidate
@@ -157,7 +157,3 @@ def with_sparse_ffn(
         else:
             break
     return last if saved(last) - saved(schedule) >= SPARSE_PAYS else schedule
-
-
-def _number(entry: tuple[str, float]) -> int:
-    return int(entry[0])

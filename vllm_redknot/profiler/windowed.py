@@ -117,6 +117,14 @@ def _block_mask(
 
     Each visible key is seen once, as a sink only where the window has left it.
     """
+    # Kept for later passes, of which some have gradients.
+    with torch.inference_mode(False):
+        return _made_block_mask(blocks, block, window, sink, device, dtype)
+
+
+def _made_block_mask(
+    blocks: int, block: int, window: int, sink: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     first = torch.arange(blocks, device=device)[:, None, None] * block
     position = first + torch.arange(block, device=device)[None, :, None]
     near = first - window + torch.arange(window + block, device=device)[None, None, :]

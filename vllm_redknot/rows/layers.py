@@ -17,7 +17,7 @@ from vllm_redknot.kernels.sparse_rows import pack_rows, unpack_rows
 from vllm_redknot.rows.counters import FFN, RowCounters
 from vllm_redknot.rows.plan import RowPass, RowPlan
 from vllm_redknot.rows.projection import KeyValueProjection
-from vllm_redknot.rows.rules import FfnRule
+from vllm_redknot.rows.rules import FfnRule, PredictorRule
 from vllm_redknot.rows.skipping import plan_of
 from vllm_redknot.rows.structure import DecoderLayer, RowStructureError
 
@@ -135,9 +135,10 @@ class SkippingFfn:
         self._name, self._index, self._rule, self._counters = layer.name, layer.index, rule, counters
         self._ffn: Forward = layer.ffn.forward
         self._shared = layer.shared_expert
+        self._by_norms = None if isinstance(rule, PredictorRule) else rule
         self._chosen: torch.Tensor | None = None
         layer.ffn.forward = self.forward
-        if rule is not None:
+        if self._by_norms is not None:
             norm = layer.ffn_norm
             if norm is None:
                 raise RowStructureError(f"{layer.name}: sparse_ffn needs a norm between attention and FFN")
@@ -157,7 +158,7 @@ class SkippingFfn:
         if plan is None:
             output: torch.Tensor = self._ffn(hidden_states)
             return output
-        computed, skipped = self._split(plan)
+        computed, skipped = self._split(plan, hidden_states)
         if computed.shape[0]:
             result = unpack_rows(
                 self._ffn(pack_rows(hidden_states, computed)), computed, hidden_states.shape[0]
@@ -168,15 +169,22 @@ class SkippingFfn:
             result.index_copy_(0, skipped, self._share(pack_rows(hidden_states, skipped)))
         return result
 
-    def _split(self, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    def _split(self, plan: RowPlan, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows that are computed, and rows that are not."""
         if self._rule is None:
             return plan.kept, plan.skipping
-        chosen, self._chosen = self._chosen, None
-        assert chosen is not None, "the norm runs before the network"
+        chosen = self._choose(plan, hidden_states)
         extra = plan.skipping[chosen]
         skipped = plan.num_skipping - extra.shape[0]
         self._counters.add(FFN, self._index, plan.num_kept + extra.shape[0], skipped)
         return torch.cat([plan.kept, extra]).sort().values, plan.skipping[~chosen]
+
+    def _choose(self, plan: RowPlan, hidden_states: torch.Tensor) -> torch.Tensor:
+        if isinstance(self._rule, PredictorRule):
+            return self._rule.keep(hidden_states)[plan.skipping]
+        chosen, self._chosen = self._chosen, None
+        assert chosen is not None, "the norm runs before the network"
+        return chosen
 
     def _share(self, hidden_states: torch.Tensor) -> torch.Tensor:
         assert self._shared is not None
@@ -189,9 +197,9 @@ class SkippingFfn:
             raise RowStructureError(f"{self._name}: sparse_ffn needs a norm that is given the residual")
         plan = plan_of(self._name)
         if plan is not None:
-            assert self._rule is not None
+            assert self._by_norms is not None
             added, before = (_norms(rows)[plan.skipping] for rows in (hidden_states, residual))
-            self._chosen = self._rule.keep(added, before, plan.lengths)
+            self._chosen = self._by_norms.keep(added, before, plan.lengths)
         return self._norm(hidden_states, residual)
 
 

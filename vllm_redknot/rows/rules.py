@@ -1,6 +1,7 @@
 """Which rows a layer's feed-forward network computes: one small class per rule.
 
-A rule sees, for every token that may skip, the norm of its attention output and of its residual before that is added.
+A rule sees, of every token that may skip, the network's input, or the norms of its attention output and of its
+residual before that is added.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from typing import Protocol
 
 import torch
 
-from vllm_redknot.rows.schedule import RelativeNorm, RowSchedule
+from vllm_redknot.rows.schedule import RowSchedule
+from vllm_redknot.rows.sparse_ffn import Mass, Predictor
 
 
-class FfnRule(Protocol):
-    """Chooses rows of one layer."""
+class NormRule(Protocol):
+    """Chooses rows of one layer by norms."""
 
     def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Which of the step's skippable rows the layer computes.
@@ -36,7 +38,7 @@ class RelativeNormRule:
         self.threshold = threshold
 
     def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """See `FfnRule`."""
+        """See `NormRule`."""
         del lengths
         return attention >= self.threshold * residual
 
@@ -52,7 +54,7 @@ class MassRule:
         self.share = share
 
     def keep(self, attention: torch.Tensor, residual: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """See `FfnRule`."""
+        """See `NormRule`."""
         del residual
         return torch.cat([self._keep_chunk(chunk) for chunk in torch.split(attention, list(lengths))])
 
@@ -67,13 +69,37 @@ class MassRule:
         return kept
 
 
+class PredictorRule:
+    """<weights, input> >= threshold: the token's own state, whatever else is in the step."""
+
+    def __init__(self, weights: Sequence[float], threshold: float) -> None:
+        self.threshold = threshold
+        self._weights = torch.tensor(weights)
+
+    def scores(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What is compared with the threshold: [N, E], the FFN's normalised input, to fp32 [N]."""
+        if self._weights.device != hidden_states.device:
+            self._weights = self._weights.to(hidden_states.device)
+        return hidden_states.float() @ self._weights
+
+    def keep(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Which rows the layer computes: bool [N]."""
+        return self.scores(hidden_states) >= self.threshold
+
+
+FfnRule = NormRule | PredictorRule
+
+
 def ffn_rule(schedule: RowSchedule, layer: int) -> FfnRule | None:
     """The rule of a layer before the late ones, None if it computes all rows."""
     sparse = schedule.sparse_ffn
     if sparse is None or schedule.skips_ffn(layer):
         return None
-    if isinstance(sparse, RelativeNorm):
-        threshold = sparse.thresholds.get(str(layer))
-        return None if threshold is None else RelativeNormRule(threshold)
-    share = sparse.share_of(layer)
-    return None if share is None else MassRule(share)
+    if isinstance(sparse, Mass):
+        share = sparse.share_of(layer)
+        return None if share is None else MassRule(share)
+    if isinstance(sparse, Predictor):
+        probe = sparse.probes.get(str(layer))
+        return None if probe is None else PredictorRule(probe.values(), probe.threshold)
+    threshold = sparse.thresholds.get(str(layer))
+    return None if threshold is None else RelativeNormRule(threshold)

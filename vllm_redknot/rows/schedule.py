@@ -8,71 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from vllm_redknot.heads.profile import MAX_LAYERS, MAX_POSITIONS
+from vllm_redknot.heads.profile import MAX_POSITIONS
+from vllm_redknot.rows.sparse_ffn import Layer, Mass, Predictor, SparseFfn, Strict
 
 SECTION: Final = "rows"
 """Name of the section in a head-profile file."""
-
-Layer = Annotated[int, Field(ge=0, lt=MAX_LAYERS)]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class RowScheduleError(ValueError):
     """A schedule that cannot be used; the message names the key, the value and what would be valid."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RelativeNorm(_Strict):
-    """Keep a row iff |attention output| >= threshold * |residual|. Depends on the token's own state only."""
-
-    rule: Literal["relative_norm"]
-    thresholds: Annotated[
-        dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,3})$")], Annotated[float, Field(ge=0.0)]],
-        Field(min_length=1, description="layer number (as text) -> threshold; layers not named are dense"),
-    ]
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers it applies to."""
-        return tuple(sorted(int(layer) for layer in self.thresholds))
-
-
-class Mass(_Strict):
-    """Keep the rows of largest attention output that hold a share of the chunk's total: the published rule.
-
-    Which rows are kept depends on how the scheduler cut the prompt. For comparison only.
-    """
-
-    rule: Literal["mass"]
-    start: Annotated[Layer, Field(description="first layer it applies to")]
-    share: Annotated[Share, Field(description="kept share of the summed norms")]
-    deep_start: Annotated[Layer | None, Field(description="first layer of `deep_share`")] = None
-    deep_share: Share | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.deep_start is None) != (self.deep_share is None):
-            raise ValueError("give deep_start and deep_share together")
-        if self.deep_start is not None and self.deep_start < self.start:
-            raise ValueError(f"deep_start is {self.deep_start}: give at least start, {self.start}")
-        return self
-
-    def share_of(self, layer: int) -> float | None:
-        """The share kept in a layer, None where it does not apply."""
-        if layer < self.start:
-            return None
-        deep = self.deep_start is not None and layer >= self.deep_start
-        return self.deep_share if deep else self.share
-
-
-class RowSchedule(_Strict):
+class RowSchedule(Strict):
     """What prompt tokens skip, but for a prompt's first `sink` and last `recent` tokens, which skip nothing.
 
     From layer `ffn_from` on no feed-forward network; from layer `attention_from` >= `ffn_from` on no attention,
@@ -87,7 +38,7 @@ class RowSchedule(_Strict):
     recent: Annotated[
         int, Field(ge=1, le=MAX_POSITIONS, description="last tokens of a prompt that skip nothing")
     ] = 128
-    sparse_ffn: Annotated[RelativeNorm | Mass | None, Field(discriminator="rule")] = None
+    sparse_ffn: Annotated[SparseFfn | None, Field(discriminator="rule")] = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,9 +58,10 @@ class RowSchedule(_Strict):
 
     def _sparse_start(self) -> int | None:
         """A layer of `sparse_ffn` that must lie before the late layers, if there is one."""
-        if isinstance(self.sparse_ffn, RelativeNorm):
-            return self.sparse_ffn.layers[-1]
-        return None if self.sparse_ffn is None else self.sparse_ffn.start
+        sparse = self.sparse_ffn
+        if sparse is None:
+            return None
+        return sparse.start if isinstance(sparse, Mass) else sparse.layers[-1]
 
     @classmethod
     def parse(cls, values: Mapping[str, JsonValue]) -> Self:
@@ -127,23 +79,32 @@ class RowSchedule(_Strict):
             given = given if len(given) <= 60 else given[:57] + "..."
             raise RowScheduleError(f"{SECTION}{place} is {given}: {first['msg']}") from error
 
-    def check_layers(self, num_layers: int) -> None:
-        """Refuse layers the model has not.
+    def check_model(self, num_layers: int, hidden_size: int | None) -> None:
+        """Refuse layers the model has not, and predictors of another width; `hidden_size` None: not known.
 
         Raises:
-            RowScheduleError: A layer number is not one of the model's.
+            RowScheduleError: A layer number is not one of the model's, or a probe has not one weight for each value.
         """
         named = {"ffn_from": self.ffn_from, "attention_from": self.attention_from}
-        if isinstance(self.sparse_ffn, RelativeNorm):
-            named["sparse_ffn.thresholds"] = self.sparse_ffn.layers[-1]
-        elif self.sparse_ffn is not None:
-            named["sparse_ffn.start"] = self.sparse_ffn.start
-            named["sparse_ffn.deep_start"] = self.sparse_ffn.deep_start
+        sparse = self.sparse_ffn
+        if isinstance(sparse, Mass):
+            named |= {"sparse_ffn.start": sparse.start, "sparse_ffn.deep_start": sparse.deep_start}
+        elif sparse is not None:
+            field = "probes" if isinstance(sparse, Predictor) else "thresholds"
+            named[f"sparse_ffn.{field}"] = sparse.layers[-1]
         for key, layer in named.items():
             if layer is not None and layer >= num_layers:
                 raise RowScheduleError(
                     f"{SECTION}.{key} is {layer}: the model's layers are 0 to {num_layers - 1}"
                 )
+        if isinstance(sparse, Predictor) and hidden_size is not None:
+            for place, probe in sparse.probes.items():
+                width = len(probe.values())
+                if width != hidden_size:
+                    raise RowScheduleError(
+                        f"{SECTION}.sparse_ffn.probes.{place} has {width} weights: the model's states have"
+                        f" {hidden_size} values"
+                    )
 
     def skips_ffn(self, layer: int) -> bool:
         """Whether skipping tokens run no feed-forward network at all in a layer."""
