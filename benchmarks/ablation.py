@@ -26,10 +26,27 @@ def ablated(model: Path, heads: Path | None, rows: Mapping[str, Any]) -> Engines
     return {"stock": None, **{part.label: part.section for part in parts}}
 
 
+def ffn_computed(schedule: RowSchedule, breakdown: Mapping[str, Any]) -> dict[int, float]:
+    """Layer of `sparse_ffn` -> share of the rows that may skip which it computed of the prompt that was taken apart."""
+    start, stop = schedule.skippable(breakdown["tokens"])
+    return {
+        int(layer): 1.0 - skipped / (stop - start)
+        for layer, skipped in breakdown["ffn_rows_skipped"].items()
+        if stop > start and not schedule.skips_ffn(int(layer))
+    }
+
+
 def predicted(
-    model: Path, heads: Path | None, rows: Mapping[str, Any], lengths: Sequence[int]
+    model: Path,
+    heads: Path | None,
+    rows: Mapping[str, Any],
+    lengths: Sequence[int],
+    breakdown: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """FLOPs of a prefill by engine and length, and the shares of rows skipped; see `prefill_flops`."""
+    """FLOPs of a prefill by engine and length, and the shares of rows skipped; see `prefill_flops`.
+
+    What a sparse FFN skips depends on the text: it is taken to be what it was in `breakdown`, of one prompt.
+    """
     config = settings(heads=None if heads is None else str(heads), rows=dict(rows))
     target = target_of_model(model, config)
     described = target.model
@@ -41,18 +58,21 @@ def predicted(
     engines: dict[str, tuple[HeadProfile, RowSchedule | None]] = {"stock": (dense, None)}
     for part in configurations(target, config, ablation=True):
         engines[part.label] = (part.profile, part.rows)
-    found: dict[str, Any] = {"flops": {}, "rows_skipped": {}}
+    schedule = engines["both"][1]
+    assert schedule is not None
+    computed = ffn_computed(schedule, breakdown)
+    found: dict[str, Any] = {"flops": {}, "rows_skipped": {}, "ffn_computed": computed}
     for length in lengths:
         works = {
-            name: prefill_work(profile, shape.num_attention_heads, shape.head_dim, sizes, 1, length, schedule)
-            for name, (profile, schedule) in engines.items()
+            name: prefill_work(
+                profile, shape.num_attention_heads, shape.head_dim, sizes, 1, length, skips, computed
+            )
+            for name, (profile, skips) in engines.items()
         }
         found["flops"][str(length)] = {
             name: {**work.__dict__, "total": work.total} for name, work in works.items()
         }
-        schedule = engines["both"][1]
-        assert schedule is not None
-        skipped = rows_skipped(schedule, shape.attention_layers, shape.num_layers, length)
+        skipped = rows_skipped(schedule, shape.attention_layers, shape.num_layers, length, computed)
         found["rows_skipped"][str(length)] = skipped.__dict__
     return found
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tools.smollm2_folder import default_folder
 CHUNK = 2048
 """Tokens of a step: what `vllm serve` takes on a CPU."""
 ENGINE = "engine, sampling and the rest"
+ROWS_METRIC = "vllm:redknot_prefill_rows_total"
 
 
 class ModuleTimes:
@@ -99,8 +100,24 @@ def watch(model: Any) -> ModuleTimes:
     return times
 
 
+def ffn_rows_skipped() -> Counter[int]:
+    """By layer, since the engine of this process started."""
+    import prometheus_client
+
+    counts: Counter[int] = Counter()
+    for metric in prometheus_client.REGISTRY.collect():
+        for sample in metric.samples:
+            labels = sample.labels
+            if sample.name == ROWS_METRIC and (labels["kind"], labels["outcome"]) == ("ffn", "skipped"):
+                counts[int(labels["layer"])] += round(sample.value)
+    return counts
+
+
 def profile(model: Path, length: int, redknot: dict[str, Any] | None) -> dict[str, Any]:
-    """Seconds by kind of one prompt of `length` tokens and its first token, after a short one that is not timed."""
+    """Of one prompt of `length` tokens and its first token: seconds by kind, and the FFN rows that each layer skipped.
+
+    A short prompt goes before that is not timed.
+    """
     # One process, so that the modules are in reach; vLLM reads this when it is imported.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
@@ -128,10 +145,12 @@ def profile(model: Path, length: int, redknot: dict[str, Any] | None) -> dict[st
     (times,) = llm.apply_model(watch)
     ask(64)
     times.seconds.clear()
+    before = ffn_rows_skipped()
     total = ask(length)
+    skipped = {str(layer): rows - before[layer] for layer, rows in sorted(ffn_rows_skipped().items())}
     seconds = {**times.seconds, ENGINE: total - sum(times.seconds.values())}
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return {"tokens": length, "total": total, "seconds": dict(ordered)}
+    return {"tokens": length, "total": total, "seconds": dict(ordered), "ffn_rows_skipped": skipped}
 
 
 def main() -> None:

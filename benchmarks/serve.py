@@ -185,13 +185,14 @@ def run_ablation(
     """Times to first token of stock, heads, rows and both, beside what arithmetic predicts, and where time goes."""
     engines = ablated(model, heads, rows)
     samples = run(model, engines, plan, SCENARIOS[:1], compiled)
+    # The modules of a compiled model run as one graph: only an eager one can be taken apart.
+    parts = breakdowns(model, engines, plan.ttft_lengths[-1])
     return {
         "rows": rows,
         "samples": samples,
         "times_better_than_stock": {name: ratios(samples, name) for name in engines},
-        "predicted": predicted(model, heads, rows, plan.ttft_lengths),
-        # The modules of a compiled model run as one graph: only an eager one can be taken apart.
-        "breakdown": breakdowns(model, engines, plan.ttft_lengths[-1]),
+        "predicted": predicted(model, heads, rows, plan.ttft_lengths, parts["both"]),
+        "breakdown": parts,
     }
 
 

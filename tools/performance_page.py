@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from vllm_redknot.rows.schedule import RowSchedule
+
 ROOT: Final = Path(__file__).parent.parent
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "performance.md"
@@ -148,9 +150,9 @@ def overhead(document: dict[str, Any]) -> Iterator[str]:
 def rows(document: dict[str, Any]) -> Iterator[str]:
     """Heads and row skipping, each alone and both; then where the time of one prefill goes."""
     yield "### Row skipping: the ablation"
-    schedule = json.dumps(document["rows"])
+    schedule = RowSchedule.parse(document["rows"]).describe()
     yield (
-        f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, `{schedule}`, {document['mode']}."
+        f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, {schedule}; {document['mode']}."
         " Real OpenAI servers one after the other, medians of the time to first token of one client; FLOPs by the"
         " published accounting (`redknot plan`)."
     )

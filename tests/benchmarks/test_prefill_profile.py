@@ -1,7 +1,13 @@
 """Time is charged to the innermost module, and the page shows what the ablation measured."""
 
+from typing import Any
+
+from benchmarks.ablation import ffn_computed
 from benchmarks.prefill_profile import ModuleTimes
 from tools.performance_page import rows
+from vllm_redknot.rows.schedule import RowSchedule
+
+MASS: dict[str, Any] = {"rule": "mass", "start": 1, "share": 0.5}
 
 
 def test_time_within_a_module_is_not_its_own() -> None:
@@ -14,6 +20,14 @@ def test_time_within_a_module_is_not_its_own() -> None:
     times.leave()
     times.leave()
     assert times.seconds == {"layer": 1.0 + 2.0 + 2.0, "norm": 3.0 + 1.0}
+
+
+def test_what_a_sparse_ffn_computed_is_read_from_the_rows_that_were_skipped() -> None:
+    schedule = RowSchedule.parse({"ffn_from": 2, "sink": 4, "recent": 96, "sparse_ffn": MASS})
+    skipped = {"0": 0, "1": 750, "2": 1000}
+    assert ffn_computed(schedule, {"tokens": 1100, "ffn_rows_skipped": skipped}) == {0: 1.0, 1: 0.25}
+    # A prompt too short to skip says nothing.
+    assert ffn_computed(schedule, {"tokens": 100, "ffn_rows_skipped": {"1": 0}}) == {}
 
 
 def test_the_page_has_every_engine_and_kind() -> None:

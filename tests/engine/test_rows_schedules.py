@@ -9,11 +9,13 @@ import torch
 from tests.engine.conftest import Cut
 from tests.engine.harness import Completion, Engine, assert_same, count_preemptions, engine
 from tests.engine.head_files import random_heads, write
+from tests.engine.rows_oracle import one_value_probe
 from tests.engine.small_models import LAYERS, SHAPES, save
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"ffn_from": 20, "attention_from": 24, "sink": 4, "recent": 128}
+PREDICTOR = {"rule": "predictor", "probes": {"17": one_value_probe(576, 7), "19": one_value_probe(576)}}
+ROWS = {"ffn_from": 20, "attention_from": 24, "sink": 4, "recent": 128, "sparse_ffn": PREDICTOR}
 OFF = {"extra_args": {"redknot_rows": "off"}}
 
 

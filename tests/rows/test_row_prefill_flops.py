@@ -69,6 +69,19 @@ def test_skipped_rows_save_what_a_count_says(seed: int) -> None:
     assert skipped.ffn == ffn_rows / (LAYERS * context)
 
 
+def test_what_a_sparse_ffn_computed_counts_by_its_share() -> None:
+    heads, context = profile(random.Random(0)), 70
+    rows = RowSchedule(ffn_from=LAYERS - 1, sink=4, recent=16)
+    sizes = DecoderSizes(LAYERS, WIDTH, FFN)
+    alone = prefill_work(heads, QUERY_HEADS, HEAD_DIM, sizes, 1, context, rows)
+    # The late layer's share is not looked at: it computes none.
+    computed = {0: 0.25, LAYERS - 1: 0.5}
+    work = prefill_work(heads, QUERY_HEADS, HEAD_DIM, sizes, 1, context, rows, computed)
+    assert alone.ffn - work.ffn == round(0.75 * 50 * 6 * WIDTH * FFN)
+    skipped = rows_skipped(rows, heads.layer_ids, LAYERS, context, computed)
+    assert skipped.ffn == pytest.approx(1.75 * 50 / (LAYERS * context))
+
+
 def test_without_rows_attention_is_that_of_the_profile_and_ranks_share_the_rest() -> None:
     heads = profile(random.Random(0))
     sizes = DecoderSizes(LAYERS, WIDTH, FFN)

@@ -46,7 +46,12 @@ def test_the_mass_rule_depends_on_the_chunk() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_predictor_compares_a_weighed_sum_of_the_input(dtype: torch.dtype) -> None:
-    rule = PredictorRule((1.0, -2.0), -0.5)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)  # as vLLM does while it builds a model
+        rule = PredictorRule((1.0, -2.0), -0.5)
+    finally:
+        torch.set_default_dtype(before)
     states = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [1.5, 1.0]], dtype=dtype)
     assert rule.keep(states).tolist() == [True, False, True, True]
     assert rule.scores(states).dtype == torch.float32

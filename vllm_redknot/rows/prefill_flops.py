@@ -51,12 +51,18 @@ class RowsSkipped:
 
 
 def rows_skipped(
-    rows: RowSchedule, attention_layers: tuple[int, ...], layers: int, context: int
+    rows: RowSchedule,
+    attention_layers: tuple[int, ...],
+    layers: int,
+    context: int,
+    computed: Mapping[int, float] = NOTHING,
 ) -> RowsSkipped:
-    """For a prompt of `context` tokens. What `sparse_ffn` skips depends on the text: none of it is counted."""
+    """For a prompt of `context` tokens; `computed` as in `prefill_work`."""
     start, stop = rows.skippable(context)
     late_attention = sum(rows.skips_attention(layer) for layer in attention_layers)
-    late_ffn = sum(rows.skips_ffn(layer) for layer in range(layers))
+    late_ffn = sum(
+        1.0 if rows.skips_ffn(layer) else 1.0 - computed.get(layer, 1.0) for layer in range(layers)
+    )
     return RowsSkipped(
         late_attention * (stop - start) / (len(attention_layers) * context),
         late_ffn * (stop - start) / (layers * context),

@@ -74,7 +74,8 @@ class PredictorRule:
 
     def __init__(self, weights: Sequence[float], threshold: float) -> None:
         self.threshold = threshold
-        self._weights = torch.tensor(weights)
+        # Made while a model is loaded, where another type is torch's default.
+        self._weights = torch.tensor(weights, dtype=torch.float32)
 
     def scores(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What is compared with the threshold: [N, E], the FFN's normalised input, to fp32 [N]."""

@@ -130,7 +130,12 @@ class RowSchedule(Strict):
 
     def describe(self) -> str:
         """One line for the log."""
-        parts = [f"{self.sparse_ffn.rule} FFN rows"] if self.sparse_ffn is not None else []
+        parts = []
+        if isinstance(self.sparse_ffn, Mass):
+            parts.append(f"FFN rows by mass from layer {self.sparse_ffn.start}")
+        elif self.sparse_ffn is not None:
+            named = ", ".join(map(str, self.sparse_ffn.layers))
+            parts.append(f"FFN rows by {self.sparse_ffn.rule} in layers {named}")
         if self.ffn_from is not None:
             parts.append(f"no FFN from layer {self.ffn_from}")
         if self.attention_from is not None:
