@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -238,9 +238,11 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=parse_rows, help="measure the ablation with this schedule of rows: JSON, or a file"
     )
+    parser.add_argument("--rounds", type=int, help="servers of each kind that take turns; without it one")
     arguments = parser.parse_args()
     heads = None if arguments.bundled else arguments.heads
     plan = QUICK if arguments.quick else FULL
+    plan = replace(plan, rounds=arguments.rounds or plan.rounds)
     output: Path = arguments.output or RESULTS / f"{'rows' if arguments.rows else 'serve'}_cpu.json"
     document: dict[str, Any] = {
         "machine": describe_machine(),

@@ -9,6 +9,7 @@ from vllm_redknot.patches import (
     cpu_backend_choice,
     early_checks,
     kv_cache_groups,
+    row_graphs,
     row_layers,
     row_prefix_cache,
     row_prompts,
@@ -27,7 +28,7 @@ __all__ = [
 
 CPU_PLATFORM = ("vllm.platforms.cpu", "CpuPlatform")
 CUDA_PLATFORM = ("vllm.platforms.cuda", "CudaPlatformBase")
-ROW_PATCHES_OF_WORKERS = (row_layers.PATCH, row_prompts.PATCH)
+ROW_PATCHES_OF_WORKERS = (row_layers.PATCH, row_graphs.PATCH, row_prompts.PATCH)
 ROW_PATCHES_OF_CORES = (row_prefix_cache.PATCH,)
 """Applied where row skipping is in force: to import their modules takes long, and some must not be imported early."""
 

@@ -117,9 +117,6 @@ def _of_rows(vllm_config: Any, schedule: RowSchedule) -> Iterator[tuple[str, str
     sparse = schedule.sparse_ffn
     if compilation.mode and sparse is not None and not isinstance(sparse, Predictor):
         yield f'the sparse_ffn rule "{sparse.rule}" and torch.compile', "give --enforce-eager"
-    elif getattr(compilation.cudagraph_mode, "value", 0):
-        # A graph of decode steps would also run a prompt's chunk of one token, which then could not skip.
-        yield "CUDA graphs", "give --enforce-eager"
     if vllm_config.lora_config is not None:
         yield "LoRA", "remove --enable-lora"
     transfer = vllm_config.kv_transfer_config

@@ -22,6 +22,7 @@ from vllm_redknot.refusals import (
 )
 from vllm_redknot.reuse.gate import verified
 from vllm_redknot.reuse.setup import configure
+from vllm_redknot.rows.graphs import leave_graphs_to_decode
 from vllm_redknot.rows.metrics import show_metrics
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 from vllm_redknot.settings import BACKEND_NAME, is_requested, settings_of
@@ -61,6 +62,7 @@ def check_engine_config(vllm_config: Any) -> None:
         _refuse(refusals_of_local_heads(vllm_config))
     if (rows := resolve_model_rows(vllm_config)) is not None:
         _refuse(refusals_of_rows(vllm_config, rows))
+        leave_graphs_to_decode(vllm_config)
         show_metrics(vllm_config)
     _state_rows(vllm_config, rows)
     reuse = settings_of(vllm_config).reuse

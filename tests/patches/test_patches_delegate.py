@@ -18,6 +18,7 @@ from vllm_redknot.patches import (
     early_checks,
     every_patch,
     kv_cache_groups,
+    row_graphs,
     row_layers,
     row_prefix_cache,
     row_prompts,
@@ -159,11 +160,12 @@ def test_a_model_without_row_skipping_is_loaded_as_it_is() -> None:
     assert model.forward == forward
 
 
-def test_a_runner_without_our_layers_builds_its_metadata_alone() -> None:
+def test_a_runner_without_our_layers_runs_as_vllm_has_it() -> None:
     original = Original()
     runner = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context={"a": object()}))
     assert row_prompts.wrap(original)(runner, 1, 2) is original.answer
-    assert original.calls == [(runner, 1, 2)]
+    assert row_graphs.wrap(original)(runner, 3, 4) is original.answer
+    assert original.calls == [(runner, 1, 2), (runner, 3, 4)]
 
 
 @pytest.mark.parametrize("backend", [None, "CPU_ATTN"])

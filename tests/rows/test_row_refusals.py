@@ -42,10 +42,6 @@ def config(**changes: Any) -> SimpleNamespace:
             "row skipping with a KV connector: remove --kv-transfer-config",
         ),
         (
-            {"compilation_config": SimpleNamespace(mode=3, cudagraph_mode=SimpleNamespace(value=1))},
-            "row skipping with CUDA graphs: give --enforce-eager",
-        ),
-        (
             {
                 "model_config": SimpleNamespace(is_moe=True),
                 "parallel_config": SimpleNamespace(data_parallel_size=2),

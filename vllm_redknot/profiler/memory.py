@@ -17,6 +17,10 @@ BASE_BYTES: Final = 2**30
 """A Python process with torch and transformers."""
 STATES: Final = 3
 """Hidden states a calibration of row skipping keeps of each case; as in `row_judge`, which needs torch."""
+PREDICTED: Final = 0.25
+"""Share of the layers whose FFN inputs it keeps; as in `row_predictor`, which needs torch."""
+GRADIENTS: Final = 0.75
+"""Share of the layers that its backward passes go through: those, and the late ones."""
 BLOCK: Final = 128
 """Queries of a block of windowed attention; as in `windowed`."""
 ESSAY_ANSWER: Final = 256
@@ -45,14 +49,16 @@ def run_bytes(
 def row_run_bytes(
     shape: ModelShape, weight_bytes: int | None, lengths: Sequence[int], texts: int, element_bytes: int
 ) -> int:
-    """Peak of a calibration of row skipping: weights, one layer at work, and what is kept of every case."""
+    """Peak of a calibration of row skipping: weights, what gradients need, and what is kept of every case."""
     intermediate = shape.intermediate_size or 4 * shape.hidden_size
     row = (
         HIDDEN_COPIES * shape.hidden_size
         + MLP_COPIES * intermediate
         + HEAD_COPIES * shape.num_attention_heads * shape.head_dim
     )
-    states = 3 * texts * sum(lengths) * STATES * shape.hidden_size * element_bytes
+    tokens = 3 * texts * sum(lengths)
+    kept = tokens * (STATES + PREDICTED * shape.num_layers) * shape.hidden_size * element_bytes
+    at_work = max(1.0, GRADIENTS * shape.num_layers) * max(lengths) * row * element_bytes
     # Of an essay's answer: fp16 that is kept, and fp32 logits, log-probabilities and their difference for one.
     logprobs = ESSAY_ANSWER * shape.vocab_size * (2 * texts * len(lengths) + 4 * 4)
-    return BASE_BYTES + (weight_bytes or 0) + max(lengths) * row * element_bytes + states + logprobs
+    return BASE_BYTES + (weight_bytes or 0) + round(at_work + kept) + logprobs

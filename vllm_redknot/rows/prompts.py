@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm_redknot.attention.model import find_model
@@ -16,13 +17,24 @@ def tell_prompts(runner: Any, is_dummy: bool) -> None:
         is_dummy: a step without requests, as for profiling and graph capture.
     """
     model = find_model(runner.compilation_config.static_forward_context)
-    if model is None or model.rows is None:
-        return
-    batch, recent = runner.input_batch, model.rows.schedule.recent
+    if model is not None and model.rows is not None:
+        model.rows.expect(() if is_dummy else _prompts(runner, model.rows.schedule.recent))
+
+
+def skips_in_step(runner: Any) -> bool:
+    """Whether tokens of the step that the runner has prepared may skip."""
+    model = find_model(runner.compilation_config.static_forward_context)
+    return model is not None and model.rows is not None and bool(_prompts(runner, model.rows.schedule.recent))
+
+
+def _prompts(runner: Any, recent: int) -> Sequence[int]:
+    """Tokens of each request's prompt, 0 for one that skips nothing; empty if no request has any left that may skip."""
+    batch = runner.input_batch
     prompts = batch.num_prompt_tokens[: batch.num_reqs]
-    # Nothing before the last `recent` tokens is left to compute: as in every decode step.
-    if is_dummy or not (batch.num_computed_tokens_cpu[: batch.num_reqs] < prompts - recent).any():
-        model.rows.expect(())
-        return
+    left = batch.num_computed_tokens_cpu[: batch.num_reqs] < prompts - recent
+    # As in every decode step.
+    if not left.any():
+        return ()
     params = (runner.requests[name].sampling_params for name in batch.req_ids[: batch.num_reqs])
-    model.rows.expect([int(n) if skips_rows(p) else 0 for n, p in zip(prompts, params, strict=True)])
+    found = [int(n) if skips_rows(p) else 0 for n, p in zip(prompts, params, strict=True)]
+    return found if any(n for n, more in zip(found, left, strict=True) if more) else ()
