@@ -89,6 +89,15 @@ def test_a_fit_finds_the_direction_that_tells_tokens_apart() -> None:
     assert float(important[scores.topk(400).indices].float().mean()) > 0.95
 
 
+def test_a_value_that_is_always_the_same_weighs_nothing() -> None:
+    inputs = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    inputs[:, 1] = 7.9997 + 1e-6 * inputs[:, 1]
+    inputs[:, 2] = 0.0
+    weights = fit(inputs, inputs[:, 0] > 1)
+    assert weights[1:3].tolist() == [0.0, 0.0]
+    assert float(weights[0]) > 1
+
+
 def test_a_fit_without_anything_important_prefers_nothing() -> None:
     weights = fit(torch.randn(50, 3), torch.zeros(50, dtype=torch.bool))
     assert torch.isfinite(weights).all()

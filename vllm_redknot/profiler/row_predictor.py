@@ -32,6 +32,8 @@ REACH: Final = 0.25
 PENALTY: Final = 1e-3
 """Of the squared weights of normalised inputs."""
 STEPS: Final = 60
+LEAST_SPREAD: Final = 1e-5
+"""Of a value that counts as varying: standard deviation over largest magnitude."""
 
 Probes = Mapping[int, Mapping[float, Probe]]
 """Layer -> share of its tokens that skip -> probe."""
@@ -45,7 +47,7 @@ def fit_probes(
     journal: Journal,
     advance: Callable[[], None] = lambda: None,
 ) -> Probes:
-    """Probes for the layers before a schedule's late ones, whose inputs and importance are kept of all cases meanwhile.
+    """Probes for the layers before a schedule's late ones. Meanwhile it holds those layers' inputs of all cases.
 
     Args:
         schedule: late layers, no `sparse_ffn`.
@@ -91,7 +93,10 @@ def fit(inputs: torch.Tensor, important: torch.Tensor) -> torch.Tensor:
         inputs: fp32 [N, E].
         important: bool [N].
     """
-    mean, spread = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
+    mean, spread = inputs.mean(0), inputs.std(0)
+    # A value that is always the same tells nothing; its rounding errors must not.
+    varies = spread > LEAST_SPREAD * inputs.abs().amax(0)
+    spread = torch.where(varies, spread, torch.inf)
     normalised, wanted = (inputs - mean) / spread, important.float()
     weights = torch.zeros(inputs.shape[1], requires_grad=True)
     offset = torch.zeros((), requires_grad=True)
