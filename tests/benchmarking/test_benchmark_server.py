@@ -12,6 +12,7 @@ import pytest
 import benchmarks.server as server_module
 from benchmarks.server import Server, ServerError, serving
 from tests.cli import stand_in_vllm
+from vllm_redknot.benchmarking import server as measured
 from vllm_redknot.benchmarking.errors import BenchmarkError
 from vllm_redknot.benchmarking.server import HOST, Capacity, free_port, stop, wait_until_healthy
 
@@ -117,3 +118,10 @@ def test_a_benchmark_shows_the_log_of_a_server_that_does_not_start(
         serving(tmp_path, ["--die"], tmp_path / "log", 120.0),
     ):
         pytest.fail("it started")
+
+
+def test_a_command_that_cannot_be_started_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"/nowhere cannot be started: No such file or directory$"):
+        measured.start(["/nowhere"], tmp_path / "log")
+    with pytest.raises(BenchmarkError, match=r"Argument list too long: a long schedule .* the head file"):
+        measured.start([sys.executable, "-c", "0" * 2**18], tmp_path / "log")

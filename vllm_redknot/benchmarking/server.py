@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -125,15 +126,23 @@ def serving(
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """A process with its output in `log`, in a session of its own: Ctrl-C reaches us alone, and it ends as a whole."""
+    """A process with its output in `log`, in a session of its own: Ctrl-C reaches us alone, and it ends as a whole.
+
+    Raises:
+        BenchmarkError: It cannot be started.
+    """
     with log.open("wb") as output:
-        return subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            return subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            remedy = "a long schedule of rows goes into the head file" if error.errno == errno.E2BIG else ""
+            raise BenchmarkError(f"{command[0]} cannot be started: {error.strerror}", (), remedy) from error
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
