@@ -150,9 +150,19 @@ def overhead(document: dict[str, Any]) -> Iterator[str]:
 def rows(document: dict[str, Any]) -> Iterator[str]:
     """Heads and row skipping, each alone and both; then where the time of one prefill goes."""
     yield "### Row skipping: the ablation"
+    yield from _ablation(document, "rows_cpu.json")
+
+
+def rows_with_predictors(document: dict[str, Any]) -> Iterator[str]:
+    """The same of a schedule with predictors."""
+    yield "### Row skipping with predictors"
+    yield from _ablation(document, "rows_cpu_predictors.json")
+
+
+def _ablation(document: dict[str, Any], name: str) -> Iterator[str]:
     schedule = RowSchedule.parse(document["rows"]).describe()
     yield (
-        f"`rows_cpu.json`: SmolLM2-135M, {document['heads']}, {schedule}; {document['mode']}."
+        f"`{name}`: SmolLM2-135M, {document['heads']}, {schedule}; {document['mode']}."
         " Real OpenAI servers one after the other, medians of the time to first token of one client; FLOPs by the"
         " published accounting (`redknot plan`)."
     )
@@ -201,6 +211,7 @@ SECTIONS: Final = {
     "attention_cpu.json": attention,
     "serve_cpu.json": serving,
     "rows_cpu.json": rows,
+    "rows_cpu_predictors.json": rows_with_predictors,
     "demo.json": demo,
     "memory.json": memory,
     "quality.json": quality,

@@ -27,6 +27,7 @@ SCHEDULE = RowSchedule(ffn_from=2, attention_from=3)
         (("--rows", "--windows", "128,256"), "and --windows chooses new ones: make them first"),
         (("--heads", "heads.json"), "--heads is for --rows: give both or neither"),
         (("--recent", "64"), "--recent is for --rows"),
+        (("--predictors",), "--predictors is for --rows"),
         (("--rows", "--lengths", "500"), "leave a `recent` of 256 little to skip: give at least 560"),
         (("--rows", "--check-lengths", "9K"), "9216 tokens are more than the model's 8192"),
         (("--rows", "--heads", "/nowhere.json"), "/nowhere.json"),

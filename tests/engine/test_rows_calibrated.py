@@ -37,7 +37,7 @@ def test_a_calibrated_file_is_served_and_skips_the_rows_it_says(
     few = ["--lengths", "700", "--texts", "1", "--check-lengths", "700", "--check-texts", "1"]
     loose = ["--recent", "96", "--max-nll-increase", "0.5", "--max-kl", "1", "--needle-recall", "0"]
     result = CliRunner().invoke(
-        app, ["profile", str(model_path), "--rows", *few, *loose, "-o", str(output), "--json"]
+        app, ["profile", str(model_path), "--rows", "--predictors", *few, *loose, "-o", str(output), "--json"]
     )
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -59,7 +59,7 @@ def test_a_calibrated_file_is_served_and_skips_the_rows_it_says(
     may_skip = PROMPT - schedule.sink - schedule.recent
     attention_from = 30 if schedule.attention_from is None else schedule.attention_from
     assert skipped["attention", "skipped"] == (30 - attention_from) * may_skip
-    # The rows that thresholds before the late layers skip come on top.
+    # The rows that predictors before the late layers skip come on top.
     late = (30 - schedule.ffn_from) * may_skip
     assert skipped["ffn", "skipped"] >= late > 0
     assert (skipped["ffn", "skipped"] > late) == (schedule.sparse_ffn is not None)

@@ -35,7 +35,7 @@ def check_options(rows: bool, given: Callable[[str], bool]) -> None:
         given: whether a parameter of the command was.
     """
     heads_only = ("kv_share", "global_fraction", "windows", "essay_weight")
-    rows_only = ("heads", "recent", "max_kl")
+    rows_only = ("heads", "recent", "max_kl", "predictors")
     for name in filter(given, heads_only if rows else rows_only):
         option = f"--{name.replace('_', '-')}"
         if rows:
@@ -95,6 +95,7 @@ def _check_memory(where: Where, plan: RowPlan) -> None:
         plan.lengths,
         plan.texts,
         ELEMENT_BYTES[where.dtype],
+        plan.predictors,
     )
     free = available_bytes()
     if free is not None and needed > free:

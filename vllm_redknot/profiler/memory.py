@@ -47,9 +47,14 @@ def run_bytes(
 
 
 def row_run_bytes(
-    shape: ModelShape, weight_bytes: int | None, lengths: Sequence[int], texts: int, element_bytes: int
+    shape: ModelShape,
+    weight_bytes: int | None,
+    lengths: Sequence[int],
+    texts: int,
+    element_bytes: int,
+    predictors: bool,
 ) -> int:
-    """Peak of a calibration of row skipping: weights, what gradients need, and what is kept of every case."""
+    """Peak of a calibration of row skipping: weights, layers at work, and what is kept of every case."""
     intermediate = shape.intermediate_size or 4 * shape.hidden_size
     row = (
         HIDDEN_COPIES * shape.hidden_size
@@ -57,8 +62,10 @@ def row_run_bytes(
         + HEAD_COPIES * shape.num_attention_heads * shape.head_dim
     )
     tokens = 3 * texts * sum(lengths)
-    kept = tokens * (STATES + PREDICTED * shape.num_layers) * shape.hidden_size * element_bytes
-    at_work = max(1.0, GRADIENTS * shape.num_layers) * max(lengths) * row * element_bytes
+    inputs = PREDICTED * shape.num_layers if predictors else 0
+    kept = tokens * (STATES + inputs) * shape.hidden_size * element_bytes
+    layers = max(1.0, GRADIENTS * shape.num_layers) if predictors else 1
+    at_work = layers * max(lengths) * row * element_bytes
     # Of an essay's answer: fp16 that is kept, and fp32 logits, log-probabilities and their difference for one.
     logprobs = ESSAY_ANSWER * shape.vocab_size * (2 * texts * len(lengths) + 4 * 4)
     return BASE_BYTES + (weight_bytes or 0) + round(at_work + kept) + logprobs

@@ -45,6 +45,7 @@ class RowPlan:
         sink: first prompt tokens that skip nothing.
         lengths, texts: of the cases of the search: so many of each task at each length.
         judged_lengths, judged_texts: the same of the held-out cases that verify.
+        predictors: whether FFN rows before the late layers are skipped too, by predictors fitted to these texts.
     """
 
     recents: tuple[int, ...] = (128, 256)
@@ -56,6 +57,7 @@ class RowPlan:
     seed: int = 0
     calibration: Source = "calibration"
     held_out: Source = "held-out"
+    predictors: bool = False
 
     @property
     def judged_cases(self) -> int:
@@ -142,6 +144,11 @@ class RowChoice:
         return self._work.saved(schedule).flops
 
 
+def _no_probes(late: RowSchedule) -> Probes:
+    del late
+    return {}
+
+
 def _described(source: Source) -> str:
     if isinstance(source, str):
         return source
@@ -180,7 +187,8 @@ class RowRun:
         judge = RowJudge(self._model, self._heads, cases, self._journal, self._advance)
         work = PrefillSavings(self._shape, self._heads, context)
         choice = RowChoice(judge, work, limits, self._model.depth)
-        return choice.choose(plan.recents, plan.sink, self._probes), choice.tried
+        probes = self._probes if plan.predictors else _no_probes
+        return choice.choose(plan.recents, plan.sink, probes), choice.tried
 
     def verify(
         self, schedule: RowSchedule, tried: tuple[Tried, ...], limits: RowLimits, context: int

@@ -112,6 +112,14 @@ def profile(
         float,
         _amount("X", "With --rows: allowed on held-out essays, in nats a token."),
     ] = 0.1,
+    predictors: Annotated[
+        bool,
+        typer.Option(
+            "--predictors",
+            help="With --rows: also skip FFN rows before the late layers, but those of tokens that look like what the"
+            " texts' passcodes need. Other questions may lose.",
+        ),
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -137,9 +145,9 @@ def profile(
     used up. With neither --kv-share nor --global-fraction, the smallest share that holds the limits is searched for.
     The result is checked beside the dense model on texts that did not choose it, and is not written if it fails.
 
-    With --rows, the head classes stay, and the late layers (and FFN rows before them) that prompt tokens can skip are
-    searched for: what saves most FLOPs at --context while needles and essays hold the limits beside the head classes
-    alone, checked likewise. OUT is the head file with the schedule.
+    With --rows, the head classes stay, and the late layers that prompt tokens can skip are searched for (with
+    --predictors, FFN rows before them too): what saves most FLOPs at --context while needles and essays hold the limits
+    beside the head classes alone, checked likewise. OUT is the head file with the schedule.
 
     Beside OUT lie OUT.evidence.json, which `redknot report` draws, and OUT.journal, from which an interrupted run goes
     on. Needs torch and transformers, not vLLM.
@@ -183,6 +191,7 @@ def profile(
             seed=seed,
             calibration=calibration,
             held_out=held_out,
+            predictors=predictors,
         )
         row_limits = RowLimits(needle_recall, max_nll_increase, max_kl)
         calibrate_rows(where, RowOptions(heads, row_plan, row_limits, longest, data, force, json))
