@@ -8,13 +8,11 @@ rule computes the same share of the rows that may skip, in every layer from `sta
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
@@ -22,21 +20,16 @@ import torch
 from pydantic import JsonValue
 from tokenizers import Tokenizer
 
-from benchmarks.machine import describe_machine
-from tools.smollm2_folder import default_folder
-from vllm_redknot.cli.target import settings, target_of_model
+from benchmarks.row_subject import Subject, options
 from vllm_redknot.evals.cases import ASK_SINGLE, Case, single_needle
-from vllm_redknot.evals.fingerprints import model_fingerprint
 from vllm_redknot.evals.texts import essay_sentences
 from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.profiler.calibration import Mixture
-from vllm_redknot.profiler.hooked import HookedModel
 from vllm_redknot.profiler.journal import Journal, open_journal
 from vllm_redknot.profiler.row_judge import RowJudge, scored
 from vllm_redknot.profiler.row_model import FfnChoice, FfnInput, RowModel, Rows, rows_of
 from vllm_redknot.rows.schedule import RowSchedule
 
-RESULTS: Final = Path(__file__).parent / "results"
 SINK: Final = 4
 RECENT: Final = 128
 LATE: Final = (20, 23)
@@ -304,35 +297,20 @@ def curve(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model-folder", type=Path, default=default_folder())
-    parser.add_argument("--heads", help="a head-class file; without it the one a server would use")
-    parser.add_argument("--length", type=int, default=1600, help="tokens of a text")
+    parser = options(__doc__, 1600, "row_curves.json")
     parser.add_argument("--texts", type=int, default=4, help="texts of each task")
     parser.add_argument("--quick", action="store_true", help="a point of each kind, one text of each task")
-    parser.add_argument("--output", type=Path, default=RESULTS / "row_curves.json")
     arguments = parser.parse_args()
-    folder: Path = arguments.model_folder
-    heads = target_of_model(folder, settings(heads=arguments.heads)).profile
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    subject = Subject.of(arguments)
+    heads, tokenizer, model = subject.heads, subject.tokenizer(), subject.model()
     texts = 1 if arguments.quick else arguments.texts
     cases = Mixture("held-out", (arguments.length,), texts, GAP, 51).cases(tokenizer)
-    header = {
-        "row_curves": [arguments.length, texts, arguments.quick],
-        "model": model_fingerprint(folder),
-        "heads": heads.fingerprint(),
-    }
-    model = RowModel(HookedModel(folder, torch.bfloat16))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    header = subject.header("row_curves", [arguments.length, texts, arguments.quick])
     with open_journal(arguments.output.with_suffix(".journal"), header) as journal:
         rows = curve(model, heads, cases, arguments.quick, journal)
         turns = two_turns(model, heads, tokenizer, arguments.length - 300, arguments.quick, journal)
     document = {
-        "machine": describe_machine(),
-        "model": {"name": folder.name, "fingerprint": header["model"], "layers": model.depth},
-        "heads": {"fingerprint": heads.fingerprint(), "description": heads.describe()},
+        **subject.document(),
         "cases": {"length": arguments.length, "texts": texts, "sink": SINK, "recent": RECENT},
         "points": rows,
         "two_turns": turns,

@@ -7,29 +7,19 @@ examples and the question at a prompt's end are among its recent tokens, the par
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from tokenizers import Tokenizer
-
-from benchmarks.machine import describe_machine
-from benchmarks.row_curves import RESULTS
-from tools.smollm2_folder import default_folder
-from vllm_redknot.cli.target import settings, target_of_model
+from benchmarks.row_subject import Subject, options
 from vllm_redknot.evals.cases import Case
-from vllm_redknot.evals.fingerprints import model_fingerprint
 from vllm_redknot.evals.qa_items import qa_items
 from vllm_redknot.evals.statistics import compare
 from vllm_redknot.heads.formats import load_profile
-from vllm_redknot.profiler.hooked import HookedModel
 from vllm_redknot.profiler.journal import open_journal
 from vllm_redknot.profiler.row_judge import RowAnswer, RowJudge
-from vllm_redknot.profiler.row_model import RowModel
 from vllm_redknot.rows.schedule import RowSchedule, schedule_of
 
 HEADS: Final = Path(__file__).parent / "heads"
@@ -64,39 +54,25 @@ def row(task: str, name: str, alone: Sequence[RowAnswer], skipping: Sequence[Row
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model-folder", type=Path, default=default_folder())
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a prompt")
+    parser = options(__doc__, 1024, "row_questions.json")
     parser.add_argument("--questions", type=int, default=50, help="of each data set")
-    parser.add_argument("--output", type=Path, default=RESULTS / "row_questions.json")
     arguments = parser.parse_args()
-    folder: Path = arguments.model_folder
-    heads = target_of_model(folder, settings(heads=None)).profile
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    header = {
-        "row_questions": [arguments.length, arguments.questions],
-        "model": model_fingerprint(folder),
-        "heads": heads.fingerprint(),
-    }
-    model = RowModel(HookedModel(folder, torch.bfloat16))
+    subject = Subject.of(arguments)
+    heads, tokenizer, model = subject.heads, subject.tokenizer(), subject.model()
+    header, tried = subject.header("row_questions", [arguments.length, arguments.questions]), schedules()
     alone: dict[str, list[RowAnswer]] = {}
     skipping: dict[tuple[str, str], list[RowAnswer]] = {}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with open_journal(arguments.output.with_suffix(".journal"), header) as journal:
         for item in qa_items(tokenizer, (arguments.length,), 0, arguments.questions):
             task, asked = item.place.task, item.request
             judge = RowJudge(model, heads, [Case(task, asked.prompt, asked.forced, (0, 0))], journal)
             alone.setdefault(task, []).extend(judge.answers(None))
-            for name, schedule in schedules().items():
+            for name, schedule in tried.items():
                 skipping.setdefault((task, name), []).extend(judge.answers(schedule))
     rows = [row(task, name, alone[task], answers) for (task, name), answers in skipping.items()]
     document = {
-        "machine": describe_machine(),
-        "model": {"name": folder.name, "fingerprint": header["model"]},
-        "heads": {"fingerprint": heads.fingerprint(), "description": heads.describe()},
-        "schedules": {name: schedule.describe() for name, schedule in schedules().items()},
+        **subject.document(),
+        "schedules": {name: schedule.describe() for name, schedule in tried.items()},
         "rows": rows,
     }
     arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -8,26 +8,19 @@ on the very case (an oracle). Held-out texts, the head classes in force as the b
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import torch
-from tokenizers import Tokenizer
 
-from benchmarks.machine import describe_machine
-from benchmarks.row_curves import GAP, LATE, RECENT, RESULTS, SIGNALS, SINK, Signal, answer, largest, summary
-from tools.smollm2_folder import default_folder
-from vllm_redknot.cli.target import settings, target_of_model
+from benchmarks.row_curves import GAP, LATE, RECENT, SIGNALS, SINK, Signal, answer, largest, summary
+from benchmarks.row_subject import Subject, options
 from vllm_redknot.evals.cases import Case
-from vllm_redknot.evals.fingerprints import model_fingerprint
 from vllm_redknot.heads.profile import HeadProfile
 from vllm_redknot.profiler.calibration import Mixture
-from vllm_redknot.profiler.hooked import HookedModel
 from vllm_redknot.profiler.journal import Journal, open_journal
 from vllm_redknot.profiler.masked import ProfiledAttention
 from vllm_redknot.profiler.row_importance import RowImportance, row_importance
@@ -106,37 +99,22 @@ def compare(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model-folder", type=Path, default=default_folder())
-    parser.add_argument("--heads", help="a head-class file; without it the one a server would use")
-    parser.add_argument("--length", type=int, default=1600, help="tokens of a text")
+    parser = options(__doc__, 1600, "row_signals.json")
     parser.add_argument("--texts", type=int, default=6, help="texts of each task")
-    parser.add_argument("--output", type=Path, default=RESULTS / "row_signals.json")
     arguments = parser.parse_args()
-    folder: Path = arguments.model_folder
-    heads = target_of_model(folder, settings(heads=arguments.heads)).profile
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    subject = Subject.of(arguments)
+    heads, tokenizer, model = subject.heads, subject.tokenizer(), subject.model()
     length, texts, seed = FIT
     fitting = Mixture("calibration", (length,), texts, GAP, seed).cases(tokenizer)
     cases = Mixture("held-out", (arguments.length,), arguments.texts, GAP, 51).cases(tokenizer)
-    header = {
-        "row_signals": [arguments.length, arguments.texts],
-        "model": model_fingerprint(folder),
-        "heads": heads.fingerprint(),
-    }
-    model = RowModel(HookedModel(folder, torch.bfloat16))
+    header = subject.header("row_signals", [arguments.length, arguments.texts])
     first = round(LATE[1] * model.depth / 30)
     late = RowSchedule(ffn_from=first, attention_from=first, sink=SINK, recent=RECENT)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with open_journal(arguments.output.with_suffix(".journal"), header) as journal:
         probes = fit_probes(model, heads, fitting, late, journal)
         rows = compare(model, heads, cases, late, probes, journal)
     document = {
-        "machine": describe_machine(),
-        "model": {"name": folder.name, "fingerprint": header["model"], "layers": model.depth},
-        "heads": {"fingerprint": heads.fingerprint(), "description": heads.describe()},
+        **subject.document(),
         "cases": {"length": arguments.length, "texts": arguments.texts, "sink": SINK, "recent": RECENT},
         "late": late.to_section(),
         "signals": rows,
